@@ -1,0 +1,1 @@
+"""Triton kernels, each with its host wrapper, torch reference, test and benchmark."""

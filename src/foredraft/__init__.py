@@ -1,0 +1,38 @@
+"""Draft ahead: speculative decoding, measured.
+
+The public names are resolved on first use (PEP 562), so `import foredraft` loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foredraft.decoding.loop import Generation as Generation
+    from foredraft.decoding.loop import generate as generate
+    from foredraft.models.decoder import Decoder as Decoder
+    from foredraft.models.loading import load as load
+    from foredraft.models.skip import SkipPlan as SkipPlan
+    from foredraft.sampling import Sampler as Sampler
+
+_HOMES = {
+    "Decoder": "foredraft.models.decoder",
+    "Generation": "foredraft.decoding.loop",
+    "Sampler": "foredraft.sampling",
+    "SkipPlan": "foredraft.models.skip",
+    "generate": "foredraft.decoding.loop",
+    "load": "foredraft.models.loading",
+}
+
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'foredraft' has no attribute {name!r}; it has {__all__}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

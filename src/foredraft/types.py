@@ -1,0 +1,22 @@
+"""The shape vocabulary: what a tensor means, with its dimensions in the words that all modules share.
+
+Dimensions: `batch` rows decoded together, `seq` positions, `vocab` token ids, `hidden` features,
+`head` attention heads, `layer` decoder layers. `*batch` stands for any number of leading dimensions.
+"""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Tokens = Int[Tensor, "batch seq"]
+"""Token ids, one row a sequence."""
+
+Logits = Float[Tensor, "*batch vocab"]
+"""Unnormalised log-probabilities of the next token."""
+
+Probs = Float[Tensor, "*batch vocab"]
+"""A distribution over the next token: non-negative, float32 or better, summing to one."""
+
+Hidden = Float[Tensor, "batch seq hidden"]
+"""The residual stream."""
+
+__all__ = ["Bool", "Float", "Hidden", "Int", "Logits", "Probs", "Tensor", "Tokens"]
