@@ -1,0 +1,30 @@
+"""The articles that this repository settles: the one list of numbers, slugs and titles."""
+
+from dataclasses import dataclass
+
+from foredraft.hints import unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Article:
+    """One article; its slug is its name in every file, section, stage and command."""
+
+    number: int
+    slug: str
+    title: str
+
+    @property
+    def stem(self) -> str:
+        """The file name of its notebook without the ending, such as `01_sampling`."""
+        return f"{self.number:02d}_{self.slug}"
+
+
+ARTICLES = (Article(1, "sampling", "From logits to a token"),)
+
+
+def article(slug: str) -> Article:
+    """The article of a slug; ValueError, with the nearest one, if there is none."""
+    found = next((each for each in ARTICLES if each.slug == slug), None)
+    if found is None:
+        raise unknown("article", slug, (each.slug for each in ARTICLES))
+    return found

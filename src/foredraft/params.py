@@ -1,0 +1,109 @@
+"""The parameters of every article: typed, validated, read from params.yaml here and nowhere else.
+
+A section's values come from three places, the later ones winning: the article's section, the
+overlay of the profile in force (`profiles.<profile>.<slug>`), and what the caller overrides. An
+override of None means "what params.yaml says", so that a notebook declares its knobs without
+repeating a default.
+
+To add an article: add its class, name it in SECTIONS, and add an overload of `load`.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, overload
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from foredraft import paths
+from foredraft.hints import unknown
+
+Count = Annotated[int, Field(ge=1)]
+Temperature = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Penalty = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+BASE_PROFILE = "pocket"
+"""The sections themselves; every other profile is an overlay on them."""
+
+
+class Section(BaseModel):
+    """What every article's parameters have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    profile: str
+    seed: Annotated[int, Field(ge=0)]
+
+
+class Sampling(Section):
+    """Article 01."""
+
+    model: str
+    temperatures: tuple[Temperature, ...]
+    top_ps: tuple[Share, ...]
+    top_k: Annotated[int, Field(ge=0)]
+    repetition_penalties: tuple[Penalty, ...]
+    n_prompts: Count
+    max_new_tokens: Count
+    samples: Count
+
+
+SECTIONS: Mapping[str, type[Section]] = {"sampling": Sampling}
+
+
+@overload
+def load(slug: Literal["sampling"], overrides: Mapping[str, Any] | None = None) -> Sampling: ...
+@overload
+def load(slug: str, overrides: Mapping[str, Any] | None = None) -> Section: ...
+def load(slug: str, overrides: Mapping[str, Any] | None = None) -> Section:
+    """The parameters of an article with some of them overridden.
+
+    ValueError for a profile, a key or a value that is not allowed; it names the key, what is
+    allowed, and the nearest known name.
+    """
+    document = yaml.safe_load(paths.PARAMS.read_text(encoding="utf-8"))
+    return resolve(document, slug, overrides or {})
+
+
+def resolve(document: Mapping[str, Any], slug: str, overrides: Mapping[str, Any]) -> Section:
+    """The same from a document in the form of params.yaml."""
+    if slug not in SECTIONS:
+        raise unknown("article", slug, SECTIONS)
+    if slug not in document:
+        raise ValueError(f"params.yaml has no section {slug!r}; add it with the keys {_keys(slug)}")
+    given = {key: value for key, value in overrides.items() if value is not None}
+    base = {**document[slug], **given}
+    overlay = _overlay(document, slug, base.get("profile"))
+    return _validated(slug, {**document[slug], **overlay, **given})
+
+
+def _overlay(document: Mapping[str, Any], slug: str, profile: Any) -> Mapping[str, Any]:
+    profiles = {name: sections or {} for name, sections in document.get("profiles", {}).items()}
+    offered = {BASE_PROFILE, *(name for name, sections in profiles.items() if slug in sections)}
+    if profile not in offered:
+        raise unknown(f"profile of {slug}", str(profile), offered)
+    overlay = profiles.get(str(profile), {}).get(slug) or {}
+    return {**overlay, "profile": profile}
+
+
+def _validated(slug: str, values: Mapping[str, Any]) -> Section:
+    if stray := sorted(set(values) - set(SECTIONS[slug].model_fields)):
+        raise unknown(f"parameter of {slug}", stray[0], _keys(slug))
+    try:
+        # By way of JSON: strict about types, and a list is a tuple there.
+        return SECTIONS[slug].model_validate_json(json.dumps(dict(values), default=str))
+    except ValidationError as error:
+        raise ValueError("; ".join(_told(slug, each) for each in error.errors())) from None
+
+
+def _told(slug: str, error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "missing":
+        return f"parameter {slug}.{key} is missing; params.yaml must give it"
+    wanted = error["msg"].removeprefix("Input should be ")
+    return f"parameter {slug}.{key}: {error['input']!r} is not allowed; it must be {wanted}"
+
+
+def _keys(slug: str) -> list[str]:
+    return list(SECTIONS[slug].model_fields)

@@ -1,0 +1,115 @@
+"""Where things are: the only module that builds a path of this repository.
+
+Whatever a run writes goes below `outputs()`: the repository itself, or the folder named by the
+environment variable FOREDRAFT_OUTPUT (`foredraft run --out` sets it for the notebook's kernel), so
+that a sweep or a test leaves the committed results alone. Inputs are always the repository's own.
+"""
+
+import os
+from pathlib import Path
+
+from foredraft.articles import article
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUT_VARIABLE = "FOREDRAFT_OUTPUT"
+ELSEWHERE = "elsewhere"
+"""How the label of a file outside the repository begins: a published model's weights, say."""
+
+PARAMS = ROOT / "params.yaml"
+NOTEBOOKS = ROOT / "notebooks"
+MODELS = ROOT / "data" / "models"
+PROMPTS = ROOT / "data" / "prompts"
+RECORDED = ROOT / "data" / "recorded"
+CORPUS = ROOT / "data" / "corpus.json"
+"""Which packages, files and bytes the pocket models were trained on."""
+CACHE = ROOT / ".cache"
+"""What can be made again at any time: token streams, checkpoints. Ignored by git."""
+
+PACKAGES = {"foredraft.kernels": ROOT / "kernels", "foredraft": ROOT / "src" / "foredraft"}
+"""Where the source of a package lies; the longest prefix counts."""
+
+
+def outputs() -> Path:
+    """The folder below which this run writes."""
+    return Path(os.environ.get(OUTPUT_VARIABLE) or ROOT).absolute()
+
+
+def notebook(slug: str) -> Path:
+    """An article's notebook: the percent script, which is the source of truth."""
+    return NOTEBOOKS / f"{article(slug).stem}.py"
+
+
+def executed(slug: str) -> Path:
+    """The executed copy of an article's notebook."""
+    return outputs() / "figures" / "executed" / f"{article(slug).stem}.ipynb"
+
+
+def figures(slug: str) -> Path:
+    """The folder of an article's figures."""
+    return outputs() / "figures" / article(slug).slug
+
+
+def results(slug: str, ending: str = "json") -> Path:
+    """What an article's notebook computed.
+
+    `csv` is its tidy table, `json` has stamp, claims and values; `grid.csv` is a further table.
+    """
+    return result_files() / f"{article(slug).slug}.{ending}"
+
+
+def result_files() -> Path:
+    """The folder of all computed results."""
+    return outputs() / "data" / "results"
+
+
+def results_page() -> Path:
+    """The generated page of claims."""
+    return outputs() / "RESULTS.md"
+
+
+def results_macros() -> Path:
+    """The generated TeX macros, one a value."""
+    return outputs() / "figures" / "results.tex"
+
+
+def recorded(slug: str, device: str) -> Path:
+    """What was measured for an article on a device such as `cpu` or `cuda`."""
+    return RECORDED / f"{article(slug).slug}.{device}.json"
+
+
+def model(name: str) -> Path:
+    """The folder of a pocket model."""
+    return MODELS / name
+
+
+def token_streams(key: str) -> Path:
+    """The folder of the encoded corpus that a digest of text and tokenizer names."""
+    return CACHE / "corpus" / key
+
+
+def training(name: str) -> Path:
+    """The folder where the training of a pocket model keeps its checkpoint."""
+    return CACHE / "training" / name
+
+
+def prompts(name: str) -> Path:
+    """A file of prompts, one JSON object a line."""
+    return PROMPTS / f"{name}.jsonl"
+
+
+def module(name: str) -> Path | None:
+    """The source file of a module of ours; None if there is no such module."""
+    for package, folder in PACKAGES.items():
+        if name == package or name.startswith(f"{package}."):
+            stem = folder.joinpath(*name.removeprefix(package).split(".")[1:])
+            candidates = (stem.with_suffix(".py"), stem / "__init__.py")
+            return next((path for path in candidates if path.is_file()), None)
+    return None
+
+
+def label(path: Path) -> str:
+    """A path as results name it: relative to the repository; outside of it, folder and file."""
+    path = path.resolve()
+    if path.is_relative_to(ROOT):
+        return path.relative_to(ROOT).as_posix()
+    return f"{ELSEWHERE}/{path.parent.name}/{path.name}"
