@@ -94,16 +94,17 @@ def lines(axes: Axes, frame: pd.DataFrame, *, x: str, y: str, hue: str | None = 
 def bars(axes: Axes, frame: pd.DataFrame, *, x: str, y: str, hue: str | None = None) -> Axes:
     """Mean of `y` for each `x`, one bar a value of `hue`, with a 95 % bootstrap interval."""
     palette = _told_apart(frame, hue).get("palette")
-    return sns.barplot(
-        frame, x=x, y=y, hue=hue, palette=palette, ax=axes, errorbar=("ci", 95), seed=0
-    )
+    look = {"palette": palette, "saturation": 1, "err_kws": {"linewidth": 0.8}}
+    return sns.barplot(frame, x=x, y=y, hue=hue, ax=axes, errorbar=("ci", 95), seed=0, **look)
 
 
 def heatmap(axes: Axes, frame: pd.DataFrame, *, x: str, y: str, value: str) -> Axes:
     """The mean of `value` on the grid of `x` and `y`, each cell with its number, `y` upwards."""
     grid = frame.pivot_table(index=y, columns=x, values=value).sort_index(ascending=False)
-    legend = {"label": value}
-    return sns.heatmap(grid, ax=axes, cmap=SEQUENTIAL, annot=True, fmt=".3g", cbar_kws=legend)
+    text = {"annot": True, "fmt": ".3g", "annot_kws": {"size": 6}, "cbar_kws": {"label": value}}
+    sns.heatmap(grid, ax=axes, cmap=SEQUENTIAL, **text)
+    axes.tick_params(axis="y", labelrotation=0)
+    return axes
 
 
 def save(figure: Figure, slug: str, name: str, stamp: Stamp) -> Figure:

@@ -1,0 +1,52 @@
+# Every target installs what it needs, once. `make PY=/path/to/python3.11` names the Python to use.
+SHELL := bash
+STAMP := .venv/.ok
+JOBS ?= 2
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
+unexport PYTHONPATH PYTHONHOME
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce check test lint types suite lab sync bench
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## create .venv and install everything, pinned
+
+reproduce: $(STAMP) ## recompute every figure and result, then show the results
+	@dvc repro --force > /dev/null
+	@foredraft results
+
+check: $(STAMP) ## recompute only what is not up to date: seconds when nothing changed
+	@dvc repro
+
+test: lint types suite ## lint, check types, run the test suite
+
+lint: $(STAMP) ## ruff: rules and formatting
+	@ruff check
+	@ruff format --check
+
+types: $(STAMP)
+	@basedpyright
+
+suite: $(STAMP)
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 pytest --numprocesses $(JOBS) --dist loadfile
+
+lab: $(STAMP) ## open the notebooks in JupyterLab
+	@jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
+
+sync: $(STAMP) ## write each notebook's .ipynb twin from its .py
+	@jupytext --quiet --update --to ipynb notebooks/*.py
+
+bench: $(STAMP) ## measure again, on this machine, all that is recorded
+	@foredraft record
+
+# An environment whose folder was moved is made anew: its scripts know the old place.
+ifneq ($(shell cat $(STAMP) 2> /dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+$(STAMP): environment.yml requirements.lock pyproject.toml
+	@PY="$(PY)" .ci/setup

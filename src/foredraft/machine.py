@@ -1,0 +1,46 @@
+"""The machine that a measurement was made on, as far as its speed depends on it."""
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from foredraft.hints import unknown
+
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A device by name, its driver ("" for a processor), and the processor cores at hand."""
+
+    device: str
+    name: str
+    driver: str
+    cores: int
+
+
+def this_machine(device: str) -> Machine:
+    """The machine at hand; ValueError if it has no such device."""
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    name, driver = _graphics() if device == "cuda" else (_processor(), "")
+    return Machine(device=device, name=name, driver=driver, cores=len(os.sched_getaffinity(0)))
+
+
+def _processor() -> str:
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def _graphics() -> tuple[str, str]:
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"no CUDA device here (nvidia-smi: {error}); use --device cpu") from error
+    name, _, driver = told.splitlines()[0].partition(",")
+    return name.strip(), driver.strip()

@@ -1,0 +1,70 @@
+"""Recordings: what was measured on some machine, kept because another would give other numbers.
+
+Timings, and whatever needs hardware that a reader may lack, never come from a DVC stage: a stage
+draws what is recorded. A recording says on what machine and when it was made, and whether the
+source it was made with has changed since.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foredraft import paths
+from foredraft.machine import Machine, this_machine
+from foredraft.provenance import Stamp, read_json, write_json
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+NEEDED = frozenset({"n", "spread"})
+"""Columns of every recorded table: how often it was measured, and how much that varied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A measured table with the machine and the day (UTC) it was measured on."""
+
+    table: "DataFrame"
+    machine: Machine
+    date: str
+    stamp: Stamp
+
+    @property
+    def source_changed(self) -> tuple[str, ...]:
+        """The source files that are no longer what this was measured with; empty: it is current."""
+        return self.stamp.changed_inputs()
+
+
+def record(slug: str, device: str, table: "DataFrame", stamp: Stamp) -> Path:
+    """Keep a table measured here and now; ValueError if it lacks a column of NEEDED."""
+    if missing := NEEDED - set(table.columns):
+        raise ValueError(f"a recorded table needs the columns {sorted(missing)}; add them")
+    content = {
+        "machine": asdict(this_machine(device)),
+        "date": datetime.now(UTC).date().isoformat(),
+        "rows": table.to_dict(orient="records"),
+    }
+    path = paths.recorded(slug, device)
+    write_json(path, content, stamp)
+    return path
+
+
+def recordings(slug: str) -> Mapping[str, Recording]:
+    """All that is recorded for an article, by device."""
+    files = sorted(paths.RECORDED.glob(f"{slug}.*.json"))
+    return {path.name.split(".")[1]: read(path) for path in files}
+
+
+def read(path: Path) -> Recording:
+    """Read what `record` wrote."""
+    from pandas import DataFrame
+
+    stamped = read_json(path)
+    return Recording(
+        table=DataFrame(stamped.content["rows"]),
+        machine=Machine(**stamped.content["machine"]),
+        date=stamped.content["date"],
+        stamp=stamped.stamp,
+    )

@@ -1,0 +1,172 @@
+"""What an article found: a table, values, and the claims that set a value beside the article's.
+
+`data/results/<slug>.json` holds stamp, table, claims, values; a value is cited as `file#key`.
+From these files, and nothing else, come RESULTS.md and the TeX macros of figures/results.tex.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from foredraft import paths
+from foredraft.articles import ARTICLES, Article
+from foredraft.files import write_text
+from foredraft.hints import unknown
+from foredraft.provenance import Stamp, read_json, write_table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Value = float | int | str | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One statement with the article's number for it and ours.
+
+    `key` is that of our value; `article` what the article reports (None: nothing); `n` how many
+    measurements ours is from; `spread` half the width of its 95 % interval, None if it is exact.
+    """
+
+    id: str
+    text: str
+    key: str
+    article: Value | None = None
+    n: int = 1
+    spread: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """The claims and the flat values of one article."""
+
+    article: Article
+    claims: tuple[Claim, ...]
+    values: Mapping[str, Value]
+
+    @property
+    def file(self) -> str:
+        """The file they stand in, as it is cited."""
+        return f"data/results/{self.article.slug}.json"
+
+
+def write(
+    slug: str,
+    table: "DataFrame",
+    values: Mapping[str, Any],
+    claims: Iterable[Claim],
+    stamp: Stamp,
+) -> None:
+    """Write an article's results; values may be nested, `{"a": {"b": 1}}` is cited as `#a.b`.
+
+    ValueError for a claim without its value, an id that stands twice, or an ill-formed key.
+    """
+    flat, claims = flattened(values), list(claims)
+    names = [claim.id for claim in claims]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"claim {twice[0]!r} stands twice among the claims of {slug}; rename one")
+    for claim in claims:
+        if claim.key not in flat:
+            raise unknown(f"value of the claim {claim.id!r}", claim.key, flat)
+    content = {"claims": [asdict(claim) for claim in claims], "values": values}
+    write_table(paths.results(slug, "csv"), table, stamp, content)
+
+
+def read(slug: str) -> Findings | None:
+    """An article's findings; None if it has not been run."""
+    path = paths.results(slug)
+    if not path.is_file():
+        return None
+    content = read_json(path).content
+    claims = tuple(Claim(**claim) for claim in content["claims"])
+    article = next(article for article in ARTICLES if article.slug == slug)
+    return Findings(article=article, claims=claims, values=flattened(content["values"]))
+
+
+def findings() -> list[Findings]:
+    """What all articles found that have been run, in their order."""
+    return [found for article in ARTICLES if (found := read(article.slug)) is not None]
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
+    """Nested values with their keys joined by dots; ValueError for a key that cannot be cited."""
+    flat: dict[str, Value] = {}
+    for key, value in values.items():
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
+            raise ValueError(f"key {key!r} cannot be cited; use letters, digits, '_', '-' and '.'")
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def publish() -> list[Findings]:
+    """Write RESULTS.md and figures/results.tex from the results on disk, and return these."""
+    found = findings()
+    write_text(paths.results_page(), page(found))
+    write_text(paths.results_macros(), macros(found))
+    return found
+
+
+def page(found: list[Findings]) -> str:
+    """RESULTS.md: every claim with the article's value, ours, the command, and where it stands."""
+    rows = [_row(each, claim) for each in found for claim in each.claims]
+    return "\n".join([_PAGE_HEAD, *rows]) + "\n"
+
+
+def ours(claim: Claim, values: Mapping[str, Value]) -> str:
+    """Our value as it is shown: value ± spread."""
+    spread = "" if claim.spread is None else f" ± {shown(claim.spread)}"
+    return f"{shown(values[claim.key])}{spread}"
+
+
+def shown(value: Value | None) -> str:
+    """A value in words: four significant digits, a dash for none."""
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def macros(found: list[Findings]) -> str:
+    """TeX: `\\input` the file, then `\\res{sampling/entropy.cold}` is the value of that key."""
+    lines = (
+        f"\\expandafter\\def\\csname res@{each.article.slug}/{key}\\endcsname{{{_tex(value)}}}"
+        for each in found
+        for key, value in each.values.items()
+    )
+    return "\n".join([_MACROS_HEAD, *lines]) + "\n"
+
+
+def _row(found: Findings, claim: Claim) -> str:
+    cells: Iterator[str] = iter(
+        (
+            claim.text,
+            shown(claim.article),
+            ours(claim, found.values),
+            str(claim.n),
+            f"`dvc repro -f {found.article.slug}`",
+            f"[`{found.file}#{claim.key}`]({found.file})",
+        )
+    )
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _tex(value: Value) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return re.sub(r"([#$%&_{}])", r"\\\1", text.replace("\\", "\\textbackslash "))
+
+
+_PAGE_HEAD = """# Results
+
+Written by `foredraft results` from `data/results/`, not by hand. The second column is what the
+article reports, a dash where it reports nothing. ± is half the width of a 95 % interval over n
+measurements; a value without it is exact for the given parameters. `file#key` cites a value.
+
+| claim | article | ours | n | command | value |
+|---|---|---|---|---|---|"""
+
+_MACROS_HEAD = r"""% Written by `foredraft results`; \res{<slug>/<key>} is the value of that key.
+\newcommand\res[1]{\ifcsname res@#1\endcsname\csname res@#1\endcsname
+  \else\PackageError{res}{no result #1}{}\fi}"""

@@ -1,0 +1,176 @@
+"""Run an article's notebook from nothing: papermill, strict parameters, the same bytes each time.
+
+Papermill lets an unknown parameter pass with a log line, and stamps times and random ids into
+every cell. Here a parameter must be declared by the notebook and valid for its article, and what is
+written has nothing in it that a second run would change.
+"""
+
+import ast
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jupytext
+import nbformat
+from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
+
+from foredraft import params, paths
+from foredraft.files import write_text
+from foredraft.hints import unknown
+
+FAILED = paths.CACHE / "failed"
+"""Where a notebook that failed is kept, with its outputs up to the error."""
+
+KERNEL_STARTS_WITHIN = 180
+"""Seconds; a loaded machine is slow to import."""
+
+
+class NotebookError(RuntimeError):
+    """A cell of a notebook failed, or its kernel died."""
+
+
+def run(slug: str, overrides: Mapping[str, Any], *, out: Path | None = None) -> Path:
+    """Execute an article's notebook and return the path of its executed copy.
+
+    Everything that the run writes goes below `out`, or into the repository if that is None.
+    Raises ValueError for a parameter that is not allowed, before anything is executed, and
+    NotebookError if a cell fails; the executed copy of an earlier run then stays as it was.
+    """
+    notebook = _read(slug)
+    _check(notebook, slug, overrides)
+    with _environment(out):
+        target = paths.executed(slug)
+        write_text(target, normalised(_executed(notebook, slug, overrides)))
+    return target
+
+
+def declared(notebook: NotebookNode) -> Mapping[str, Any]:
+    """Names and defaults in the cell that is tagged `parameters`; the defaults must be literals."""
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ValueError(f"a notebook has one cell tagged 'parameters'; this one has {len(cells)}")
+    found: dict[str, Any] = {}
+    for node in ast.parse(cells[0].source).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            found |= dict.fromkeys(names, ast.literal_eval(node.value))
+    return found
+
+
+def normalised(notebook: NotebookNode) -> str:
+    """An executed notebook as text without times, random ids, versions and widget state."""
+    notebook = deepcopy(notebook)
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    for number, cell in enumerate(notebook.cells):
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags", ["one"]):
+            cell.metadata.pop("tags")
+        cell.id = hashlib.sha256(f"{number}\n{cell.source}".encode()).hexdigest()[:8]
+        if cell.cell_type == "code":
+            cell.outputs = _joined(cell.outputs)
+    return nbformat.writes(notebook) + "\n"
+
+
+def _read(slug: str) -> NotebookNode:
+    path = paths.notebook(slug)
+    if not path.is_file():
+        raise ValueError(f"article {slug} has no notebook: {paths.label(path)} is missing")
+    return jupytext.read(path)
+
+
+def _check(notebook: NotebookNode, slug: str, overrides: Mapping[str, Any]) -> None:
+    """A parameter whose default is None is params.yaml's, any other the notebook's own switch."""
+    defaults = declared(notebook)
+    switches = {name: value for name, value in defaults.items() if value is not None}
+    for name, value in overrides.items():
+        if name not in defaults:
+            raise unknown(f"parameter of the notebook {slug}", name, defaults)
+        if name in switches and type(value) is not type(switches[name]):
+            kind = type(switches[name]).__name__
+            raise ValueError(
+                f"parameter {slug}.{name}: {value!r} is not allowed; it must be {kind}"
+            )
+    params.load(slug, {name: value for name, value in overrides.items() if name not in switches})
+
+
+@contextmanager
+def _environment(out: Path | None) -> Iterator[None]:
+    """What the kernel inherits: nothing of the user's own set-up that could change a figure."""
+    before = dict(os.environ)
+    with TemporaryDirectory() as profile:
+        os.environ |= {
+            "IPYTHONDIR": profile,
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            "PYTHONHASHSEED": "0",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+        for name in ("COLUMNS", "LINES", "MATPLOTLIBRC"):
+            os.environ.pop(name, None)
+        if out is not None:
+            os.environ[paths.OUTPUT_VARIABLE] = str(out.absolute())
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ |= before
+
+
+def _executed(notebook: NotebookNode, slug: str, overrides: Mapping[str, Any]) -> NotebookNode:
+    """Execute in the notebooks' folder, as JupyterLab does, and return what papermill wrote."""
+    from papermill import execute_notebook
+
+    with TemporaryDirectory() as folder:
+        written = Path(folder) / "executed.ipynb"
+        try:
+            execute_notebook(
+                notebook,
+                str(written),
+                parameters=dict(overrides),
+                kernel_name="python3",
+                cwd=str(paths.NOTEBOOKS),
+                progress_bar=sys.stderr.isatty(),
+                request_save_on_cell_execute=False,
+                start_timeout=KERNEL_STARTS_WITHIN,
+                extra_arguments=["--log-level=ERROR"],
+            )
+        except (PapermillExecutionError, DeadKernelError) as error:
+            kept = FAILED / f"{slug}.ipynb"
+            write_text(kept, written.read_text(encoding="utf-8"))
+            raise NotebookError(_told(error, slug, kept)) from error
+        return nbformat.read(written, as_version=4)
+
+
+def _told(error: Exception, slug: str, kept: Path) -> str:
+    where = f"the notebook up to there is {kept}"
+    if isinstance(error, PapermillExecutionError):
+        first = error.source.strip().splitlines()[0] if error.source.strip() else ""
+        return (
+            f"{slug}: cell {error.exec_count} failed ({first})\n"
+            f"{error.ename}: {error.evalue}\n{where}"
+        )
+    return f"{slug}: the kernel died, which a lack of memory does; {where}"
+
+
+def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Consecutive pieces of one stream as one: where they break is a matter of timing."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        is_stream = last is not None and output.output_type == last.output_type == "stream"
+        if last is not None and is_stream and output.name == last.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
