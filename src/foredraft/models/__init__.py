@@ -1,0 +1,1 @@
+"""Decoder-only Transformers, their cache, and the branches that can be skipped."""

@@ -1,0 +1,135 @@
+"""Causal attention of new tokens over all tokens so far, with or without a cache.
+
+`Memory` says what one forward pass can see; `attend` is the arithmetic. Dimensions: `new` query
+positions of this pass, `seen` key positions, `group` query heads that share one key/value head.
+"""
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+
+from foredraft.models.cache import KVCache
+from foredraft.models.config import DecoderConfig
+from foredraft.models.rotary import Rotation, frequencies
+from foredraft.types import Bool, Float, Int, Tensor
+
+Mask = Bool[Tensor, "rows 1 new seen"]
+Heads = Float[Tensor, "batch new head head_dim"]
+KVHeads = Float[Tensor, "batch seen kv_head head_dim"]
+
+
+@final
+class Memory:
+    """The keys and values that one forward pass attends to, and which of them each query sees."""
+
+    def __init__(
+        self, config: DecoderConfig, tokens: Int[Tensor, "batch new"], cache: KVCache | None
+    ):
+        self.cache = cache
+        n_new = tokens.shape[1]
+        self.n_new = n_new
+        if cache is None:
+            self.positions = torch.arange(n_new, device=tokens.device)[None, :]
+            rate = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+            self.rotation = Rotation.at(self.positions, rate, torch.float64)
+        else:
+            if cache.batch != tokens.shape[0]:
+                raise ValueError(
+                    f"{tokens.shape[0]} rows of tokens for a cache of {cache.batch} rows: "
+                    "allocate one cache row a sequence"
+                )
+            self.positions = cache.positions(n_new)
+            self.rotation = cache.rotation[self.positions]
+        self._masks: dict[int | None, Mask | None] = {}
+
+    def extend(
+        self, layer: int, keys: KVHeads, values: KVHeads, window: int | None
+    ) -> tuple[KVHeads, KVHeads, Mask | None]:
+        """Add a layer's new keys and values; give all that a window lets it see, and the mask."""
+        start, stop = self._span(window)
+        if self.cache is not None:
+            self.cache.write(layer, self.positions, keys, values)
+            keys = self.cache.keys[layer][:, start:stop]
+            values = self.cache.values[layer][:, start:stop]
+        if window not in self._masks:
+            self._masks[window] = self._mask(start, stop, window)
+        return keys, values, self._masks[window]
+
+    @property
+    def is_causal_square(self) -> bool:
+        """Whether every query is also a key and nothing else is: plain causal attention."""
+        return self.n_new > 1 and (self.cache is None or self.cache.longest == 0)
+
+    def _span(self, window: int | None) -> tuple[int, int]:
+        """Slots that any row can see, from the host's own knowledge of the lengths."""
+        if self.cache is None:
+            return 0, self.n_new
+        start = 0 if window is None else max(0, self.cache.shortest - window + 1)
+        return start, self.cache.longest + self.n_new
+
+    def _mask(self, start: int, stop: int, window: int | None) -> Mask | None:
+        """True where a query may look; None where each may look at every slot of the span."""
+        ragged = self.cache is not None and self.cache.shortest != self.cache.longest
+        if self.n_new == 1 and not ragged:
+            return None
+        slots = torch.arange(start, stop, device=self.positions.device)
+        behind = self.positions[:, None, :, None] - slots
+        visible = behind >= 0
+        return visible if window is None else visible & (behind < window)
+
+
+def attend(
+    query: Heads,
+    keys: KVHeads,
+    values: KVHeads,
+    mask: Mask | None,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Float[Tensor, "batch new query_size"]:
+    """Attend with grouped heads: softmax(cap(q·k × scale)) · v, cap(s) = c tanh(s ÷ c) (Gemma-2).
+
+    Query heads that share a key/value head are folded into the query positions, which spares
+    repeating keys and values.
+    """
+    batch, n_new, n_heads, head_dim = query.shape
+    n_kv_heads = keys.shape[2]
+    group = n_heads // n_kv_heads
+    folded = query.view(batch, n_new, n_kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
+    folded = folded.reshape(batch, n_kv_heads, group * n_new, head_dim)
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    if mask is not None and n_new > 1:
+        mask = mask.repeat(1, 1, group, 1)
+    if softcap is None:
+        mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+    else:
+        mixed = _softcapped(folded, keys, values, mask, scale, softcap)
+    mixed = mixed.view(batch, n_kv_heads, group, n_new, head_dim).permute(0, 3, 1, 2, 4)
+    return mixed.reshape(batch, n_new, n_heads * head_dim)
+
+
+def attend_causally(
+    query: Heads, keys: KVHeads, values: KVHeads, *, scale: float
+) -> Float[Tensor, "batch new query_size"]:
+    """Attend within one block of tokens, each to itself and those before it; no mask is built."""
+    mixed = F.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        is_causal=True,
+        scale=scale,
+        enable_gqa=True,
+    )
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _softcapped(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, softcap: float
+) -> Tensor:
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = (query @ keys.transpose(-1, -2)).to(wide)
+    scores = softcap * torch.tanh(scores * (scale / softcap))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1).to(values.dtype) @ values

@@ -1,0 +1,110 @@
+"""The key/value cache: static storage, a committed length per row, rollback for free.
+
+A forward pass writes keys and values behind each row's committed length and moves nothing; whoever
+drives the decoding commits the tokens that it keeps. What was written and not committed is
+overwritten by the next pass, so rejecting a draft costs nothing. A query at position i sees the
+slots 0…i only, all of which are committed or written by the same pass: rows of different lengths
+therefore need neither left padding nor a padding mask.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+
+from foredraft.models.config import DecoderConfig
+from foredraft.models.rotary import Rotation, frequencies
+from foredraft.types import Float, Int, Tensor
+
+
+@final
+class KVCache:
+    """Keys and values of every layer, for a batch of rows that advance independently.
+
+    `keys[layer]` and `values[layer]` have shape [batch, capacity, kv_head, head_dim]. `lengths` are
+    the committed lengths, one a row, known on the host so that nothing has to ask the device.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        batch: int,
+        capacity: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Allocate for `batch` rows of at most `capacity` positions."""
+        if batch < 1 or capacity < 1:
+            raise ValueError(f"batch={batch}, capacity={capacity}: both must be at least 1")
+        if capacity > config.max_positions:
+            raise ValueError(
+                f"capacity {capacity} exceeds the model's {config.max_positions} positions: "
+                "shorten the prompt or ask for fewer new tokens"
+            )
+        shape = (batch, capacity, config.n_kv_heads, config.head_dim)
+        place = {"dtype": dtype, "device": device}
+        self.keys = [torch.zeros(shape, **place) for _ in range(config.n_layers)]
+        self.values = [torch.zeros(shape, **place) for _ in range(config.n_layers)]
+        self.capacity = capacity
+        self.rotation = Rotation.at(
+            torch.arange(capacity, device=device),
+            frequencies(config.head_dim, config.rope_theta, config.rope_scaling),
+            torch.promote_types(dtype, torch.float32),
+        )
+        self._row_starts = torch.arange(batch, device=device)[:, None] * capacity
+        self._set_lengths([0] * batch)
+
+    @property
+    def batch(self) -> int:
+        """Rows held."""
+        return len(self.lengths)
+
+    def commit(self, counts: int | Sequence[int]) -> None:
+        """Keep the next `counts` written positions, of every row or of each."""
+        counts = [counts] * self.batch if isinstance(counts, int) else counts
+        self._set_lengths([length + n for length, n in zip(self.lengths, counts, strict=True)])
+
+    def rollback(self, lengths: int | Sequence[int]) -> None:
+        """Forget all but the first `lengths` positions, of every row or of each."""
+        lengths = [lengths] * self.batch if isinstance(lengths, int) else lengths
+        for row, (now, then) in enumerate(zip(self.lengths, lengths, strict=True)):
+            if not 0 <= then <= now:
+                raise ValueError(f"row {row} holds {now} positions and cannot be cut to {then}")
+        self._set_lengths(lengths)
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Drop the rows not named, so that finished sequences cost nothing."""
+        index = torch.tensor(rows, device=self._lengths.device)
+        self.keys = [keys[index] for keys in self.keys]
+        self.values = [values[index] for values in self.values]
+        self._row_starts = self._row_starts[: len(rows)]
+        self._set_lengths([self.lengths[row] for row in rows])
+
+    def positions(self, n_new: int) -> Int[Tensor, "batch new"]:
+        """Give the positions that the next n_new tokens of each row will take."""
+        if self.longest + n_new > self.capacity:
+            raise ValueError(
+                f"{n_new} more positions after {self.longest} exceed the cache's {self.capacity}: "
+                "allocate a larger one"
+            )
+        return self._lengths[:, None] + torch.arange(n_new, device=self._lengths.device)
+
+    def write(
+        self,
+        layer: int,
+        positions: Int[Tensor, "batch new"],
+        keys: Float[Tensor, "batch new kv_head head_dim"],
+        values: Float[Tensor, "batch new kv_head head_dim"],
+    ) -> None:
+        """Store the keys and values of one layer at these positions."""
+        slots = (self._row_starts + positions).flatten()
+        self.keys[layer].flatten(0, 1).index_copy_(0, slots, keys.flatten(0, 1))
+        self.values[layer].flatten(0, 1).index_copy_(0, slots, values.flatten(0, 1))
+
+    def _set_lengths(self, lengths: Sequence[int]) -> None:
+        self.lengths = tuple(lengths)
+        self.longest, self.shortest = max(lengths), min(lengths)
+        if self.longest > self.capacity:
+            raise ValueError(f"length {self.longest} exceeds the cache's capacity {self.capacity}")
+        self._lengths = torch.tensor(self.lengths, device=self.keys[0].device)

@@ -1,0 +1,209 @@
+"""From a name or a folder to a model and its tokenizer, and back.
+
+The only module that may touch a hub. Weights are read from safetensors files only, never unpickled,
+and no code that comes with a model is ever run. A folder is checked tensor by tensor before a model
+exists, so nothing is half-loaded.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from foredraft import paths
+from foredraft.files import write_bytes, write_text
+from foredraft.models.config import DecoderConfig
+from foredraft.models.decoder import Decoder
+from foredraft.models.weights import checkpoint_tensors, decoder_tensors
+from foredraft.types import Tensor
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> tuple[Decoder, PreTrainedTokenizerBase]:
+    """Load a decoder, in eval mode, and its tokenizer.
+
+    `name_or_path` is a pocket model's name, a folder in the Hugging Face format, or a hub id;
+    `dtype` None keeps the checkpoint's precision. Raises ValueError that names the file, and the
+    tensor where there is one, if anything is missing, damaged or not supported.
+    """
+    folder = locate(name_or_path)
+    config = _decoder_config(folder, _hf_config(folder))
+    tokenizer = _tokenizer(folder, config)
+    weights = _Weights(folder, device, dtype)
+    try:
+        tensors = decoder_tensors(config, weights)
+    except ValueError as error:
+        raise ValueError(f"{weights.source}: {error}") from error
+    return Decoder.from_tensors(config, tensors), tokenizer
+
+
+def pocket_models() -> list[str]:
+    """Name the models that this repository ships."""
+    return sorted(path.parent.name for path in paths.MODELS.glob("*/config.json"))
+
+
+def locate(name_or_path: str | Path) -> Path:
+    """Find the folder of a model, downloading it from the hub if the name is a hub id."""
+    name = str(name_or_path)
+    if name in pocket_models():
+        return paths.model(name)
+    if Path(name).is_dir():
+        return Path(name)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _download(name)
+    near = get_close_matches(name, pocket_models(), n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(
+        f"no model {name!r}: {hint}It is neither a pocket model ({', '.join(pocket_models())}), "
+        "nor a folder, nor a hub id such as 'google/gemma-2-9b-it'"
+    )
+
+
+def write(
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write a folder that `load` and transformers' Auto classes read, each file atomically."""
+    tokenizer.save_pretrained(folder)
+    write_text(folder / "config.json", config.to_json_string(use_diff=False))
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    write_text(folder / "generation_config.json", json.dumps(ids, indent=1) + "\n")
+    tensors = checkpoint_tensors(decoder.config, decoder.state_dict())
+    tensors = {name: tensor.to(dtype).cpu() for name, tensor in tensors.items()}
+    write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+
+
+def _download(hub_id: str) -> Path:
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"the weights of {hub_id!r} are not on this machine and could not be downloaded "
+            f"({type(error).__name__}: {reason}). Pocket models need no network: "
+            f"{', '.join(pocket_models())}"
+        ) from error
+
+
+def _hf_config(folder: Path) -> PretrainedConfig:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{file} is missing: a model folder needs config.json")
+    fields = _json(file)
+    if fields.get("model_type") is None:
+        raise ValueError(f"{file} has no 'model_type'; is it the configuration of a transformer?")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{file}: architecture {fields['model_type']!r} is not supported without running code "
+            "that comes with the model, which is never done"
+        ) from error
+
+
+def _decoder_config(folder: Path, hf_config: PretrainedConfig) -> DecoderConfig:
+    """Read the architecture; which tokens end a text is the generation configuration's to say."""
+    try:
+        config = DecoderConfig.from_hf(hf_config)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    generation = folder / "generation_config.json"
+    ends = _json(generation).get("eos_token_id") if generation.is_file() else None
+    if ends is None:
+        return config
+    return replace(config, eos_token_ids=(ends,) if isinstance(ends, int) else tuple(ends))
+
+
+def _tokenizer(folder: Path, config: DecoderConfig) -> PreTrainedTokenizerBase:
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder / 'tokenizer.json'} is missing: the model has no tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"{folder / 'tokenizer.json'} has {len(tokenizer)} tokens, the model "
+            f"{config.vocab_size}: the tokenizer belongs to another model"
+        )
+    return tokenizer
+
+
+def _json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not JSON ({error}); download or copy it again") from error
+
+
+class _Weights(Mapping[str, Tensor]):
+    """The tensors of a folder by name, each read from its file when asked for."""
+
+    def __init__(self, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> None:
+        self.folder, self.device, self.dtype = folder, str(device), dtype
+        self.source = folder / INDEX if (folder / INDEX).is_file() else folder / WEIGHTS
+        self._files = self._sharded() if self.source.name == INDEX else self._single()
+
+    def __getitem__(self, name: str) -> Tensor:
+        file = self._files[name]
+        try:
+            with safe_open(file, "pt", device=self.device) as reader:
+                tensor = reader.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"tensor {name!r} cannot be read from {file}: {error}") from error
+        return tensor if self.dtype is None else tensor.to(self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def _single(self) -> dict[str, Path]:
+        if not self.source.is_file():
+            pickled = sorted(path.name for path in self.folder.glob("*.bin"))
+            hint = f"; {pickled[0]} is a pickle, which is never loaded" if pickled else ""
+            raise ValueError(f"{self.source} is missing{hint}: save the model as safetensors")
+        return dict.fromkeys(_names(self.source), self.source)
+
+    def _sharded(self) -> dict[str, Path]:
+        listed = _json(self.source).get("weight_map")
+        if not isinstance(listed, dict):
+            raise ValueError(f"{self.source} has no 'weight_map'; download or copy it again")
+        outside = [shard for shard in listed.values() if Path(shard).name != shard]
+        if outside:
+            raise ValueError(f"{self.source} points outside its folder: {outside[0]!r}")
+        held = {shard: set(_names(self.folder / shard)) for shard in set(listed.values())}
+        for name, shard in listed.items():
+            if name not in held[shard]:
+                raise ValueError(
+                    f"{self.folder / shard} has no tensor {name!r}, which {INDEX} puts there"
+                )
+        return {name: self.folder / shard for name, shard in listed.items()}
+
+
+def _names(file: Path) -> list[str]:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing: download or copy it again")
+    try:
+        with safe_open(file, "pt") as reader:
+            return list(reader.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is damaged ({error}): download or copy it again") from error

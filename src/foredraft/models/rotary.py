@@ -1,0 +1,65 @@
+"""Rotary position embedding (arXiv 2104.09864), with Llama 3's scaling for long contexts."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from foredraft.types import Float, Int, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """Slow the frequencies whose wavelength exceeds the context of the first training.
+
+    Wavelengths (in positions) below original ÷ high factor stay, those above original ÷ low factor
+    are slowed by `factor`, and between the two the slow-down is interpolated.
+    """
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_max_positions: int
+
+    def __call__(self, frequency: float) -> float:
+        """Scale one angular frequency (radians a position)."""
+        turns = self.original_max_positions * frequency / (2 * math.pi)
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        kept = min(max((turns - low) / (high - low), 0.0), 1.0)
+        return frequency * (kept + (1 - kept) / self.factor)
+
+
+def frequencies(head_dim: int, theta: float, scaling: Llama3Scaling | None) -> list[float]:
+    """Give the angular frequency of each feature pair: θ^(−2i/d), scaled."""
+    plain = [theta ** (-2 * pair / head_dim) for pair in range(head_dim // 2)]
+    return plain if scaling is None else [scaling(frequency) for frequency in plain]
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Cosines and sines by which queries and keys at given positions are turned."""
+
+    cos: Float[Tensor, "*positions pair"]
+    sin: Float[Tensor, "*positions pair"]
+
+    @classmethod
+    def at(
+        cls, positions: Int[Tensor, "*positions"], frequency: list[float], dtype: torch.dtype
+    ) -> "Rotation":
+        """Tabulate positions, in float64 whatever the model's precision: angles grow with them."""
+        rate = torch.tensor(frequency, dtype=torch.float64, device=positions.device)
+        angle = positions[..., None] * rate
+        return cls(angle.cos().to(dtype), angle.sin().to(dtype))
+
+    def __getitem__(self, positions: Int[Tensor, "batch seq"]) -> "Rotation":
+        """Look up rows of a table over 0, 1, 2, …"""
+        return Rotation(self.cos[positions], self.sin[positions])
+
+    def __call__(
+        self, x: Float[Tensor, "batch seq head head_dim"]
+    ) -> Float[Tensor, "batch seq head head_dim"]:
+        """Turn feature pairs (i, i + d/2), in the precision of the table."""
+        cos, sin = self.cos.unsqueeze(-2), self.sin.unsqueeze(-2)
+        first, second = x.chunk(2, dim=-1)
+        turned = (first * cos - second * sin, second * cos + first * sin)
+        return torch.cat(turned, dim=-1).to(x.dtype)
