@@ -1,0 +1,1 @@
+"""The corpus and the loops that train the pocket models."""

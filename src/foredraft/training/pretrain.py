@@ -1,0 +1,255 @@
+"""Train a pocket model by its recipe: an accelerate loop with exact resume.
+
+Nothing random outlives a step: the batch of step s is drawn by a generator seeded with s. A
+checkpoint is therefore weights, optimiser moments and a step count, in one safetensors file, and a
+resumed run continues bit for bit.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from tokenizers import Tokenizer
+from torch import nn
+
+from foredraft.models.config import DecoderConfig
+from foredraft.models.decoder import Decoder
+from foredraft.training.checkpoint import Checkpoint, Progress
+from foredraft.training.corpus import Corpus, Split, load_corpus
+from foredraft.training.recipes import Recipe, Stage
+from foredraft.types import Float, Int, Tensor
+
+EVALUATE_EVERY = 200
+CHECKPOINT_EVERY = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happened in one optimiser step; losses in nats a token."""
+
+    tokens: int
+    n_layers: int
+    loss: float
+    learning_rate: float
+    held_out_loss: float | None
+
+
+Report = Callable[[Step], None]
+
+
+def pretrain(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    *,
+    teacher: Decoder | None = None,
+    device: str = "cpu",
+    report: Report = lambda step: None,
+) -> tuple[Decoder, Progress]:
+    """Train from the last checkpoint, or from scratch, to the end of the recipe.
+
+    `teacher` must be given if a stage of the recipe names one. Run under `torchrun`, each process
+    takes its share of every batch, and the result is that of one process with the whole batch.
+    """
+    if teacher is None and any(stage.teacher for stage in recipe.stages):
+        raise ValueError(f"{recipe.name} has a stage with a teacher; load it and pass teacher=")
+    accelerator = Accelerator(
+        mixed_precision="bf16", cpu=device == "cpu", dynamo_backend="inductor"
+    )
+    corpus = load_corpus(tokenizer)
+    run = _Run(recipe, corpus, accelerator, teacher, report)
+    for index in range(run.progress.stage, len(recipe.stages)):
+        run.train_stage(index)
+    return run.decoder.eval().requires_grad_(False), run.progress
+
+
+class _Run:
+    """One training run: the model being trained and how far it has come."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        corpus: Corpus,
+        accelerator: Accelerator,
+        teacher: Decoder | None,
+        report: Report,
+    ) -> None:
+        self.recipe, self.corpus, self.accelerator = recipe, corpus, accelerator
+        self.teacher, self.report = teacher, report
+        self.checkpoint = Checkpoint(recipe.name)
+        self.progress = self.checkpoint.progress() or Progress()
+        depth = recipe.stages[min(self.progress.stage, len(recipe.stages) - 1)].n_layers
+        self.decoder = initialised(recipe, depth)
+        if self.progress.tokens:
+            self.checkpoint.load_model(self.decoder)
+
+    def train_stage(self, index: int) -> None:
+        stage = self.recipe.stages[index]
+        self.decoder = deepened(self.decoder, self.recipe, stage.n_layers)
+        optimizer = _optimizer(self.decoder, self.recipe)
+        if self.progress.step:
+            self.checkpoint.load_optimizer(self.decoder, optimizer)
+        model, optimizer = self.accelerator.prepare(self.decoder, optimizer)
+        n_steps = math.ceil(stage.tokens / self.recipe.batch_tokens)
+        while self.progress.step < n_steps:
+            started = time.monotonic()
+            step = self._step(model, optimizer, stage)
+            self._advance(step, time.monotonic() - started)
+            if self.progress.step % CHECKPOINT_EVERY == 0 and self.progress.step < n_steps:
+                self._save(optimizer)
+        self.progress = self.progress.next_stage()
+        self._save(optimizer)
+        self.accelerator.free_memory()
+
+    def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer, stage: Stage) -> Step:
+        progress, recipe = self.progress, self.recipe
+        rate = learning_rate(recipe, progress)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = self._batch(stage)
+        model.train()
+        loss = self._loss(model, batch, stage)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        evaluate = (progress.step + 1) % EVALUATE_EVERY == 0
+        return Step(
+            tokens=progress.tokens + recipe.batch_tokens,
+            n_layers=stage.n_layers,
+            loss=self._mean(loss.detach()),
+            learning_rate=rate,
+            held_out_loss=self._held_out_loss(model, stage) if evaluate else None,
+        )
+
+    def _mean(self, loss: Float[Tensor, ""]) -> float:
+        """Average over processes."""
+        return cast("Tensor", self.accelerator.reduce(loss, "mean")).item()
+
+    def _loss(
+        self, model: nn.Module, batch: Int[Tensor, "rows window"], stage: Stage
+    ) -> Float[Tensor, ""]:
+        inputs, targets = batch[:, :-1], batch[:, 1:]
+        logits = model(inputs).flatten(0, 1).float()
+        if stage.teacher is None or self.teacher is None:
+            return F.cross_entropy(logits, targets.flatten())
+        with torch.no_grad():
+            taught = self.teacher(inputs).flatten(0, 1).float().softmax(-1)
+        return distillation_loss(logits, taught)
+
+    def _batch(self, stage: Stage) -> Int[Tensor, "rows window"]:
+        """Draw this step's windows at random offsets; each process takes every n-th row."""
+        rows = self.recipe.batch_tokens // stage.sequence
+        seed = self.recipe.seed * 1_000_003 + self.progress.tokens
+        generator = torch.Generator().manual_seed(seed)
+        last = len(self.corpus.train.tokens) - stage.sequence - 1
+        starts = torch.randint(last, (rows,), generator=generator)
+        share = starts[self.accelerator.process_index :: self.accelerator.num_processes]
+        return windows(self.corpus.train, share.tolist(), stage.sequence).to(
+            self.accelerator.device
+        )
+
+    @torch.no_grad()
+    def _held_out_loss(self, model: nn.Module, stage: Stage) -> float:
+        """Loss on a fixed sample of the held-out package, in nats a token."""
+        model.eval()
+        split = self.corpus.held_out_package
+        rows = self.recipe.batch_tokens // stage.sequence
+        starts = np.linspace(0, len(split.tokens) - stage.sequence - 2, 8 * rows).astype(int)
+        losses = []
+        for chunk in starts.reshape(8, rows):
+            batch = windows(split, chunk.tolist(), stage.sequence).to(self.accelerator.device)
+            logits = model(batch[:, :-1]).flatten(0, 1).float()
+            losses.append(F.cross_entropy(logits, batch[:, 1:].flatten()).item())
+        return sum(losses) / len(losses)
+
+    def _advance(self, step: Step, seconds: float) -> None:
+        row = (step.tokens, step.n_layers, step.loss, step.held_out_loss)
+        self.progress = self.progress.after(row, seconds)
+        self.report(step)
+
+    def _save(self, optimizer: torch.optim.Optimizer) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.checkpoint.save(self.progress, self.decoder, optimizer)
+
+
+def learning_rate(recipe: Recipe, progress: Progress) -> float:
+    """Follow the cosine over all tokens, with a linear warm-up at the start of each stage."""
+    done = progress.tokens / recipe.tokens
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    warmup = min(1.0, (progress.step + 1) / recipe.warmup_steps)
+    return recipe.peak_learning_rate * max(cosine, 1e-3) * warmup
+
+
+def distillation_loss(
+    logits: Float[Tensor, "positions vocab"], taught: Float[Tensor, "positions vocab"]
+) -> Float[Tensor, ""]:
+    """Measure how far the student is from its teacher: KL(p‖q) + TV(p, q), averaged over positions.
+
+    One minus the total variation is Σ min(p, q), the rate at which the teacher will accept the
+    student's drafts (arXiv 2211.17192, 3.5); its gradient vanishes where the two do not overlap
+    yet, and there the Kullback-Leibler term leads (compared for drafting in arXiv 2310.08461).
+    """
+    drafted = logits.log_softmax(-1)
+    divergence = F.kl_div(drafted, taught, reduction="none").sum(-1)
+    variation = 0.5 * (drafted.exp() - taught).abs().sum(-1)
+    return (divergence + variation).mean()
+
+
+def initialised(recipe: Recipe, n_layers: int) -> Decoder:
+    """Draw a new model's weights: normal, narrower where a branch joins the residual stream."""
+    config = DecoderConfig.from_hf(recipe.config(n_layers))
+    decoder = Decoder(config)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    narrow = config.initializer_range / math.sqrt(2 * config.n_layers)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if parameter.dim() > 1:
+                joins = name.endswith(("out.weight", "down.weight"))
+                parameter.normal_(
+                    0, narrow if joins else config.initializer_range, generator=generator
+                )
+    return decoder
+
+
+def deepened(decoder: Decoder, recipe: Recipe, n_layers: int) -> Decoder:
+    """Repeat a model's layers, in order, until there are n_layers of them."""
+    shallow = decoder.config.n_layers
+    if shallow == n_layers:
+        return decoder
+    if n_layers % shallow:
+        raise ValueError(f"{n_layers} layers are no multiple of {shallow}: choose another stage")
+    state = decoder.state_dict()
+    deep = Decoder(DecoderConfig.from_hf(recipe.config(n_layers)))
+    for layer in range(n_layers):
+        source = f"layers.{layer % shallow}."
+        block = {k.removeprefix(source): v for k, v in state.items() if k.startswith(source)}
+        deep.layers[layer].load_state_dict(block)
+    rest = {k: v for k, v in state.items() if not k.startswith("layers.")}
+    deep.load_state_dict(rest, strict=False)
+    return deep
+
+
+def windows(split: Split, starts: list[int], length: int) -> Int[Tensor, "rows window"]:
+    """Cut windows of length + 1 tokens: inputs and, shifted by one, their targets."""
+    rows = [split.tokens[start : start + length + 1] for start in starts]
+    return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+
+def _optimizer(decoder: Decoder, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101) with weight decay on matrices only."""
+    decayed, free = [], []
+    for name, parameter in decoder.named_parameters():
+        plain = parameter.dim() < 2 or name == "embedding.weight"
+        (free if plain else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.peak_learning_rate, betas=recipe.betas, fused=True)

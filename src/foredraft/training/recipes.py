@@ -1,0 +1,126 @@
+"""How each pocket model is made: its shape, and the stages of its training, as data.
+
+Depth grows by stacking (arXiv 2405.15319): a shallow model is trained first, and its layers,
+repeated, start the deeper one. On two CPU cores this is what makes twelve layers affordable.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import Gemma2Config, LlamaConfig, PretrainedConfig
+
+from foredraft.training.corpus import VOCAB_SIZE
+
+MAX_POSITIONS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of training at one depth and sequence length, on this many tokens.
+
+    With a teacher (the name of a pocket model), the student learns the teacher's distribution over
+    the next token instead of the token that the text has.
+    """
+
+    n_layers: int
+    sequence: int
+    tokens: int
+    teacher: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A pocket model: architecture, sizes, stages and the optimiser's few numbers.
+
+    The learning rate warms up over `warmup_steps` at the start of each stage and follows one cosine
+    from `peak_learning_rate` to a tenth of a per cent of it over the tokens of all stages.
+    """
+
+    name: str
+    architecture: type[PretrainedConfig]
+    sizes: dict[str, Any]
+    stages: tuple[Stage, ...]
+    peak_learning_rate: float
+    batch_tokens: int = 4096
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float = 1.0
+    warmup_steps: int = 40
+    seed: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens over all stages."""
+        return sum(stage.tokens for stage in self.stages)
+
+    def config(self, n_layers: int) -> PretrainedConfig:
+        """Describe the model at one depth, in transformers' terms."""
+        shared = {
+            "vocab_size": VOCAB_SIZE,
+            "num_hidden_layers": n_layers,
+            "max_position_embeddings": MAX_POSITIONS,
+            "tie_word_embeddings": True,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+            "dtype": "bfloat16",
+        }
+        return self.architecture(**shared, **self.sizes)
+
+
+POCKET_LLAMA = Recipe(
+    name="pocket-llama",
+    architecture=LlamaConfig,
+    sizes={
+        "hidden_size": 320,
+        "intermediate_size": 960,
+        "num_attention_heads": 10,
+        "num_key_value_heads": 5,
+        "head_dim": 32,
+        "architectures": ["LlamaForCausalLM"],
+    },
+    stages=(
+        Stage(n_layers=3, sequence=256, tokens=7_000_000),
+        Stage(n_layers=6, sequence=256, tokens=3_000_000),
+        Stage(n_layers=12, sequence=256, tokens=3_300_000),
+        Stage(n_layers=12, sequence=1024, tokens=900_000),
+    ),
+    peak_learning_rate=3e-3,
+)
+
+POCKET_GEMMA2 = Recipe(
+    name="pocket-gemma2",
+    architecture=Gemma2Config,
+    sizes={
+        "hidden_size": 320,
+        "intermediate_size": 1024,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "query_pre_attn_scalar": 64,
+        "sliding_window": 256,
+        "architectures": ["Gemma2ForCausalLM"],
+    },
+    stages=POCKET_LLAMA.stages,
+    peak_learning_rate=3e-3,
+)
+
+POCKET_LLAMA_DRAFT = Recipe(
+    name="pocket-llama-draft",
+    architecture=LlamaConfig,
+    sizes={
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "head_dim": 32,
+        "architectures": ["LlamaForCausalLM"],
+    },
+    stages=(
+        Stage(n_layers=2, sequence=256, tokens=8_000_000),
+        Stage(n_layers=2, sequence=256, tokens=6_000_000, teacher="pocket-llama"),
+    ),
+    peak_learning_rate=4e-3,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (POCKET_LLAMA, POCKET_LLAMA_DRAFT, POCKET_GEMMA2)}
