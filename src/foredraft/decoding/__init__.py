@@ -1,0 +1,1 @@
+"""Decoding: the loop that turns a model, a sampler and a prompt into tokens."""

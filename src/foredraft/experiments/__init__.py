@@ -1,0 +1,1 @@
+"""One module an article: parameters in, tidy table out."""
