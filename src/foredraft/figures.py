@@ -40,13 +40,13 @@ class Style:
 
     colour: str
     marker: str
-    dashes: tuple[float, ...]
+    dashes: tuple[int, ...]
 
 
 STYLES: Mapping[str, Style] = MappingProxyType(
     {
         "target": Style("#4D4D4D", "o", ()),
-        "draft": Style("#E69F00", "s", (4, 1.5)),
+        "draft": Style("#E69F00", "s", (4, 2)),
         "foredraft": Style("#0072B2", "D", (12, 1)),
         "transformers": Style("#D55E00", "^", (1, 1)),
         "speculative": Style("#009E73", "v", (6, 2)),
@@ -67,7 +67,7 @@ def theme() -> None:
 
 
 def panels(
-    columns: int = 1, rows: int = 1, *, width: float = DOUBLE, height: float = 2.6
+    columns: int = 1, rows: int = 1, *, width: float | int = DOUBLE, height: float | int = 2.6
 ) -> Figure:
     """A themed figure with `rows` times `columns` axes (inches; `height` is that of one row).
 

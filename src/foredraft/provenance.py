@@ -11,13 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
+
+import pandas as pd
 
 from foredraft import imports, paths
 from foredraft.files import digest, write_text
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 SIGNIFICANT_DIGITS = 6
 """Beyond them processors disagree."""
@@ -43,7 +42,7 @@ class Stamp:
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str) -> "Stamp":
         """Read what `to_json` wrote."""
         return cls(**json.loads(text))
 
@@ -97,7 +96,7 @@ def write_json(path: Path, content: Mapping[str, Any], stamp: Stamp) -> None:
 
 
 def write_table(
-    path: Path, frame: "DataFrame", stamp: Stamp, content: Mapping[str, Any] | None = None
+    path: Path, frame: pd.DataFrame, stamp: Stamp, content: Mapping[str, Any] | None = None
 ) -> None:
     """Write a tidy table as CSV; beside it, as `.json`, its stamp, digest and further content."""
     floats = f"%.{SIGNIFICANT_DIGITS}g"
@@ -114,16 +113,14 @@ def read_json(path: Path) -> Stamped:
     return Stamped(stamp=Stamp(**document.pop("stamp")), content=document)
 
 
-def read_table(path: Path) -> "DataFrame":
+def read_table(path: Path) -> pd.DataFrame:
     """Read what `write_table` wrote; ValueError if it has no stamp beside it or was changed."""
-    from pandas import read_csv
-
     beside = path.with_suffix(".json")
     if not beside.is_file():
         raise ValueError(f"{path.name} has no stamp ({beside.name}); use provenance.write_table")
     if read_json(beside).content.get("table", {}).get("digest") != digest(path):
         raise ValueError(f"{path.name} is not the table of {beside.name}; run its stage again")
-    return read_csv(path)
+    return pd.read_csv(path)
 
 
 def _digest_now(name: str) -> str | None:

@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from foredraft import paths
 from foredraft.machine import Machine, this_machine
 from foredraft.provenance import Stamp, read_json, write_json
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 NEEDED = frozenset({"n", "spread"})
 """Columns of every recorded table: how often it was measured, and how much that varied."""
@@ -26,7 +24,7 @@ NEEDED = frozenset({"n", "spread"})
 class Recording:
     """A measured table with the machine and the day (UTC) it was measured on."""
 
-    table: "DataFrame"
+    table: pd.DataFrame
     machine: Machine
     date: str
     stamp: Stamp
@@ -37,7 +35,7 @@ class Recording:
         return self.stamp.changed_inputs()
 
 
-def record(slug: str, device: str, table: "DataFrame", stamp: Stamp) -> Path:
+def record(slug: str, device: str, table: pd.DataFrame, stamp: Stamp) -> Path:
     """Keep a table measured here and now; ValueError if it lacks a column of NEEDED."""
     if missing := NEEDED - set(table.columns):
         raise ValueError(f"a recorded table needs the columns {sorted(missing)}; add them")
@@ -59,11 +57,9 @@ def recordings(slug: str) -> Mapping[str, Recording]:
 
 def read(path: Path) -> Recording:
     """Read what `record` wrote."""
-    from pandas import DataFrame
-
     stamped = read_json(path)
     return Recording(
-        table=DataFrame(stamped.content["rows"]),
+        table=pd.DataFrame(stamped.content["rows"]),
         machine=Machine(**stamped.content["machine"]),
         date=stamped.content["date"],
         stamp=stamped.stamp,

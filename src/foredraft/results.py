@@ -7,16 +7,15 @@ From these files, and nothing else, come RESULTS.md and the TeX macros of figure
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from foredraft import paths
 from foredraft.articles import ARTICLES, Article
 from foredraft.files import write_text
 from foredraft.hints import unknown
 from foredraft.provenance import Stamp, read_json, write_table
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 Value = float | int | str | bool
 
@@ -34,7 +33,7 @@ class Claim:
     key: str
     article: Value | None = None
     n: int = 1
-    spread: float | None = None
+    spread: float | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class Findings:
 
 def write(
     slug: str,
-    table: "DataFrame",
+    table: pd.DataFrame,
     values: Mapping[str, Any],
     claims: Iterable[Claim],
     stamp: Stamp,
