@@ -39,7 +39,7 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 	@jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
 
 sync: $(STAMP) ## write each notebook's .ipynb twin from its .py
-	@jupytext --quiet --update --to ipynb notebooks/*.py
+	@foredraft sync
 
 bench: $(STAMP) ## measure again, on this machine, all that is recorded
 	@foredraft record

@@ -5,6 +5,7 @@ draws what is recorded. A recording says on what machine and when it was made, a
 source it was made with has changed since.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,8 +17,8 @@ from foredraft import paths
 from foredraft.machine import Machine, this_machine
 from foredraft.provenance import Stamp, read_json, write_json
 
-NEEDED = frozenset({"n", "spread"})
-"""Columns of every recorded table: how often it was measured, and how much that varied."""
+SPREAD = re.compile("spread$|_iqr$")
+"""Columns that say how much a measurement varied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,15 @@ class Recording:
 
 
 def record(slug: str, device: str, table: pd.DataFrame, stamp: Stamp) -> Path:
-    """Keep a table measured here and now; ValueError if it lacks a column of NEEDED."""
-    if missing := NEEDED - set(table.columns):
-        raise ValueError(f"a recorded table needs the columns {sorted(missing)}; add them")
+    """Keep a table measured here and now.
+
+    ValueError if it has no column `n` (how often each was measured) or none that tells a spread.
+    """
+    if "n" not in table.columns or not any(SPREAD.search(column) for column in table.columns):
+        raise ValueError(
+            f"a recorded table needs a column n and one ending in _iqr or spread; "
+            f"this one has {', '.join(table.columns)}"
+        )
     content = {
         "machine": asdict(this_machine(device)),
         "date": datetime.now(UTC).date().isoformat(),

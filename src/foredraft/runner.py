@@ -6,7 +6,6 @@ written has nothing in it that a second run would change.
 """
 
 import ast
-import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 from foredraft import params, paths
 from foredraft.files import write_text
 from foredraft.hints import unknown
+from foredraft.pairs import identify
 
 FAILED = paths.CACHE / "failed"
 """Where a notebook that failed is kept, with its outputs up to the error."""
@@ -67,17 +67,17 @@ def declared(notebook: NotebookNode) -> Mapping[str, Any]:
 
 
 def normalised(notebook: NotebookNode) -> str:
-    """An executed notebook as text without times, random ids, versions and widget state."""
+    """An executed notebook as text, without times, random ids, versions, widgets and pairing."""
     notebook = deepcopy(notebook)
-    for key in ("papermill", "widgets"):
+    for key in ("papermill", "widgets", "jupytext"):
         notebook.metadata.pop(key, None)
     notebook.metadata.get("language_info", {}).pop("version", None)
-    for number, cell in enumerate(notebook.cells):
+    identify(notebook)
+    for cell in notebook.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
-        if not cell.metadata.get("tags", ["one"]):
-            cell.metadata.pop("tags")
-        cell.id = hashlib.sha256(f"{number}\n{cell.source}".encode()).hexdigest()[:8]
+        if "tags" in cell.metadata and not cell.metadata.tags:
+            del cell.metadata["tags"]
         if cell.cell_type == "code":
             cell.outputs = _joined(cell.outputs)
     return nbformat.writes(notebook) + "\n"
@@ -145,22 +145,22 @@ def _executed(notebook: NotebookNode, slug: str, overrides: Mapping[str, Any]) -
                 start_timeout=KERNEL_STARTS_WITHIN,
                 extra_arguments=["--log-level=ERROR"],
             )
-        except (PapermillExecutionError, DeadKernelError) as error:
+        except DeadKernelError as error:
+            raise NotebookError(f"{slug}: the kernel died; a lack of memory does that") from error
+        except PapermillExecutionError as error:
             kept = FAILED / f"{slug}.ipynb"
             write_text(kept, written.read_text(encoding="utf-8"))
             raise NotebookError(_told(error, slug, kept)) from error
         return nbformat.read(written, as_version=4)
 
 
-def _told(error: Exception, slug: str, kept: Path) -> str:
-    where = f"the notebook up to there is {kept}"
-    if isinstance(error, PapermillExecutionError):
-        first = error.source.strip().splitlines()[0] if error.source.strip() else ""
-        return (
-            f"{slug}: cell {error.exec_count} failed ({first})\n"
-            f"{error.ename}: {error.evalue}\n{where}"
-        )
-    return f"{slug}: the kernel died, which a lack of memory does; {where}"
+def _told(error: PapermillExecutionError, slug: str, kept: Path) -> str:
+    first = error.source.strip().partition("\n")[0]
+    return (
+        f"{slug}: cell {error.exec_count} failed, which begins {first!r}\n"
+        f"{error.ename}: {error.evalue}\n"
+        f"the notebook up to there is {kept}"
+    )
 
 
 def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:

@@ -1,0 +1,147 @@
+"""The `foredraft` command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from foredraft import cli, params, paths, recording, results, runner
+from foredraft.articles import ARTICLES
+from foredraft.provenance import Stamp
+
+
+@pytest.fixture
+def foredraft(monkeypatch, capsys):
+    """Run the command with the given words; gives exit code, standard output, standard error."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["foredraft", *words])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Instead of running notebooks, note what was to be run."""
+    calls = []
+
+    def run(slug, overrides, *, out=None):
+        calls.append((slug, overrides, out))
+
+    monkeypatch.setattr(runner, "run", run)
+    return calls
+
+
+def test_help_is_there_at_once_because_nothing_heavy_is_imported():
+    heavy = "{'torch', 'transformers', 'pandas', 'matplotlib', 'papermill', 'pydantic'}"
+    code = f"import sys; from foredraft import cli; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_console_script_answers():
+    script = Path(sys.executable).with_name("foredraft")
+    told = subprocess.run([script, "--help"], check=True, capture_output=True, text=True).stdout
+    assert "Usage: foredraft" in told
+
+
+def test_every_command_explains_itself(foredraft):
+    code, listed, _ = foredraft("--help")
+    names = ("run", "sync", "results", "models", "generate", "pretrain", "bench", "record")
+    assert code == 0
+    for name in names:
+        assert name in listed
+        assert foredraft(name, "--help")[0] == 0
+
+
+def test_parameters_are_yaml(foredraft, ran, tmp_path):
+    words = ("-p", "seed=3", "-p", "temperatures=[0.5, 1]", "-p", "profile=smoke", "-p", "x=a=b")
+    code, out, err = foredraft("run", "sampling", *words, "--out", str(tmp_path))
+    assert code == 0, err
+    overrides = {"seed": 3, "temperatures": [0.5, 1], "profile": "smoke", "x": "a=b"}
+    assert ran == [("sampling", overrides, tmp_path)]
+    assert out == "", "progress is no output"
+    assert "▶ 01 sampling" in err
+    assert "✓ 01 sampling" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("run", "samplin"), "error: unknown article 'samplin': did you mean 'sampling'?"),
+        (("run", "sampling", "-p", "seed"), "error: parameter 'seed' is not name=value"),
+        (("run", "sampling", "-p", "seed=[1"), "the value is not YAML"),
+        (("bench", "samplin"), "error: unknown benchmark 'samplin': did you mean 'sampling'?"),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_exit_code_2(foredraft, ran, words, told):
+    code, _, err = foredraft(*words)
+    assert code == 2
+    assert told in err
+    assert "Traceback" not in err
+    assert not ran
+
+
+def test_a_failed_notebook_is_told_and_exit_code_1(foredraft, monkeypatch):
+    def fail(*args, **options):
+        raise runner.NotebookError("sampling: cell 3 failed [oh]")
+
+    monkeypatch.setattr(runner, "run", fail)
+    code, _, err = foredraft("run", "sampling")
+    assert code == 1
+    assert "error: sampling: cell 3 failed [oh]" in err
+
+
+def test_results_are_written_and_shown(foredraft, outputs):
+    stamp = Stamp(what="sampling", params={}, inputs={}, versions={})
+    claim = results.Claim("a", "a claim", "x", article=1, n=3, spread=0.5)
+    results.write("sampling", pd.DataFrame({"x": [2.5]}), {"x": 2.5}, [claim], stamp)
+    code, out, _ = foredraft("results")
+    assert code == 0
+    assert "a claim" in out
+    assert "2.5 ± 0.5" in out
+    assert paths.results_page().is_file()
+
+
+def test_models_lists_what_is_shipped(foredraft, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "MODELS", tmp_path)
+    shape = {"num_hidden_layers": 12, "hidden_size": 320}
+    (tmp_path / "pocket-llama").mkdir()
+    (tmp_path / "pocket-llama" / "config.json").write_text(json.dumps(shape))
+    (tmp_path / "pocket-llama" / "model.safetensors").write_bytes(b"0" * 2_500_000)
+    code, out, _ = foredraft("models")
+    assert code == 0
+    assert out.splitlines()[1].split() == ["pocket-llama", "12", "320", "2.5"]
+
+
+def test_a_benchmark_is_shown_or_recorded(foredraft, tmp_path, monkeypatch):
+    table = pd.DataFrame({"what": ["top-k"], "ratio": [9.87654], "n": [5], "spread": [0.1]})
+    monkeypatch.setattr(cli, "_benchmark", lambda slug: table)
+    monkeypatch.setattr(paths, "RECORDED", tmp_path)
+    code, out, _ = foredraft("bench", "sampling")
+    assert code == 0
+    assert "9.877" in out
+    assert not list(tmp_path.iterdir())
+    assert foredraft("record", "sampling")[0] == 0
+    kept = recording.recordings("sampling")["cpu"]
+    assert kept.table["ratio"].tolist() == [9.87654]
+    assert "src/foredraft/bench.py" in kept.stamp.inputs
+
+
+def test_sync_writes_what_is_missing_and_says_so(foredraft, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    (tmp_path / "01_x.py").write_text("# %%\n1\n")
+    assert "01_x.ipynb" in foredraft("sync")[2]
+    assert foredraft("sync")[2] == ""
+
+
+def test_every_article_can_be_asked_for(foredraft, ran):
+    for article in ARTICLES:
+        assert foredraft("run", article.slug)[0] == 0
+    assert [slug for slug, *_ in ran] == list(params.SECTIONS)

@@ -1,0 +1,73 @@
+"""Values, claims, and the pages made from them."""
+
+import pandas as pd
+import pytest
+
+from foredraft import paths, results
+from foredraft.provenance import Stamp
+from foredraft.results import Claim
+
+STAMP = Stamp(what="sampling", params={}, inputs={}, versions={})
+TABLE = pd.DataFrame({"x": [1, 2]})
+VALUES = {"entropy": {"cold": 0.123456789, "hot": 2}, "kind": "50% | more_or_less"}
+CLAIMS = (
+    Claim("cold", "cold is sharp", "entropy.cold", article=0.1, n=5, spread=0.01),
+    Claim("kind", "a kind", "kind"),
+)
+
+
+@pytest.fixture
+def written(outputs):
+    results.write("sampling", TABLE, VALUES, CLAIMS, STAMP)
+    return outputs
+
+
+def test_results_come_back_as_they_were_written(written):
+    found = results.read("sampling")
+    assert found is not None
+    assert found.claims == CLAIMS
+    assert found.values == {"entropy.cold": 0.123457, "entropy.hot": 2, "kind": VALUES["kind"]}
+
+
+def test_an_article_that_has_not_been_run_has_no_results(outputs):
+    assert results.read("sampling") is None
+    assert results.findings() == []
+
+
+def test_the_page_has_a_row_for_every_claim(written):
+    results.publish()
+    page = paths.results_page().read_text()
+    file = "data/results/sampling.json"
+    assert (
+        f"| cold is sharp | 0.1 | 0.1235 ± 0.01 | 5 | `dvc repro -f sampling` "
+        f"| [`{file}#entropy.cold`]({file}) |" in page
+    )
+    assert "| a kind | – | 50% \\| more_or_less | 1 |" in page
+
+
+def test_the_macros_have_every_value_and_escape_it(written):
+    results.publish()
+    macros = paths.results_macros().read_text().splitlines()
+    assert r"\expandafter\def\csname res@sampling/entropy.cold\endcsname{0.123457}" in macros
+    assert r"\expandafter\def\csname res@sampling/kind\endcsname{50\% | more\_or\_less}" in macros
+
+
+def test_publishing_twice_gives_the_same_bytes(written):
+    results.publish()
+    first = paths.results_page().read_bytes(), paths.results_macros().read_bytes()
+    results.publish()
+    assert first == (paths.results_page().read_bytes(), paths.results_macros().read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("values", "claims", "told"),
+    [
+        (VALUES, [Claim("a", "", "entropy.col")], "did you mean 'entropy.cold'"),
+        (VALUES, [CLAIMS[0], CLAIMS[0]], "'cold' stands twice"),
+        ({"a b": 1}, [], "'a b' cannot be cited"),
+    ],
+)
+def test_what_cannot_be_cited_is_refused(outputs, values, claims, told):
+    with pytest.raises(ValueError, match=told):
+        results.write("sampling", TABLE, values, claims, STAMP)
+    assert not paths.results("sampling").exists()

@@ -1,0 +1,145 @@
+"""Running a notebook: strict going in, the same bytes coming out."""
+
+import json
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from foredraft import paths, runner
+
+HEADER = """# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% tags=["parameters"]
+profile: str | None = None
+seed: int | None = None
+temperatures = None
+measure = False  # a switch of the notebook's own
+
+# %%
+"""
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    """Write the trial notebook of the article `sampling` with the given cells."""
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(runner, "FAILED", tmp_path / "failed")
+
+    def write(*cells: str) -> Path:
+        path = paths.notebook("sampling")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(HEADER + "\n\n# %%\n".join(cells) + "\n")
+        return path
+
+    return write
+
+
+def texts(path: Path) -> list[str]:
+    cells = nbformat.read(path, as_version=4).cells
+    return [output.text for cell in cells for output in cell.get("outputs", [])]
+
+
+def test_two_runs_give_the_same_bytes_wherever_they_start(notebook, tmp_path, monkeypatch):
+    notebook(
+        "import sys, time\nfor _ in range(3):\n    print('a', flush=True); time.sleep(0.1)",
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
+        "{object: 1}.__len__(), set('abcdef')",
+    )
+    first = runner.run("sampling", {}, out=tmp_path / "a").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "svg")
+    second = runner.run("sampling", {}, out=tmp_path / "b").read_bytes()
+    assert first == second
+    written = json.loads(first)
+    assert set(written["metadata"]) == {"kernelspec", "language_info"}
+    assert "version" not in written["metadata"]["language_info"]
+    assert all(not set(cell["metadata"]) - {"tags"} for cell in written["cells"])
+    assert b"image/png" in first
+
+
+def test_parameters_reach_the_notebook_and_outputs_go_where_they_should(notebook, tmp_path):
+    notebook(
+        "from foredraft import params, paths",
+        "print(params.load('sampling', {'seed': seed}).seed, temperatures, measure)",
+        "print(paths.results('sampling').parent)",
+    )
+    overrides = {"seed": 4, "temperatures": [0.5, 1], "measure": True}
+    executed = runner.run("sampling", overrides, out=tmp_path / "out")
+    assert executed == tmp_path / "out" / "figures" / "executed" / "01_sampling.ipynb"
+    assert texts(executed) == ["4 [0.5, 1] True\n", f"{tmp_path}/out/data/results\n"]
+
+
+def test_the_environment_is_as_before_after_a_run(notebook, tmp_path):
+    notebook("pass")
+    before = dict(os.environ)
+    runner.run("sampling", {}, out=tmp_path)
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"sed": 1}, "unknown parameter of the notebook sampling 'sed': did you mean 'seed'"),
+        ({"seed": "one"}, "sampling.seed: 'one' is not allowed; it must be a valid integer"),
+        ({"profile": "smok"}, "unknown profile of sampling 'smok': did you mean 'smoke'"),
+        ({"measure": 1}, "sampling.measure: 1 is not allowed; it must be bool"),
+        ({"samples": 1}, "unknown parameter of the notebook sampling 'samples'"),
+    ],
+)
+def test_a_parameter_that_is_not_allowed_is_told_before_anything_runs(
+    notebook, tmp_path, overrides, told
+):
+    notebook(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ValueError, match=told):
+        runner.run("sampling", overrides, out=tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_failing_cell_is_named_and_the_earlier_copy_stays(notebook, tmp_path):
+    notebook("print('fine')")
+    executed = runner.run("sampling", {}, out=tmp_path)
+    before = executed.read_bytes()
+    notebook("print('fine')", "# the division\n1 / 0", "print('never')")
+    with pytest.raises(runner.NotebookError) as told:
+        runner.run("sampling", {}, out=tmp_path)
+    assert "cell 3" in str(told.value)
+    assert "# the division" in str(told.value)
+    assert "ZeroDivisionError: division by zero" in str(told.value)
+    assert executed.read_bytes() == before
+    assert (tmp_path / "failed" / "sampling.ipynb").is_file()
+
+
+def test_a_kernel_that_dies_is_told(notebook, tmp_path):
+    notebook("import os\nos._exit(9)")
+    with pytest.raises(runner.NotebookError, match="the kernel died"):
+        runner.run("sampling", {}, out=tmp_path)
+
+
+def test_a_notebook_without_its_cell_of_parameters_is_refused(notebook, tmp_path):
+    path = notebook("pass")
+    path.write_text(path.read_text().replace('tags=["parameters"]', ""))
+    with pytest.raises(ValueError, match="one cell tagged 'parameters'; this one has 0"):
+        runner.run("sampling", {}, out=tmp_path)
+
+
+def test_an_article_without_its_notebook_is_told(notebook, tmp_path):
+    with pytest.raises(ValueError, match=r"01_sampling\.py is missing"):
+        runner.run("sampling", {}, out=tmp_path)
+
+
+def test_widget_state_is_dropped():
+    cell = nbformat.v4.new_code_cell("x", metadata={"papermill": {"duration": 1}, "execution": {}})
+    metadata = {"widgets": {"state": {}}, "papermill": {}}
+    made = nbformat.v4.new_notebook(cells=[cell], metadata=metadata)
+    written = runner.normalised(made)
+    assert "widgets" not in written
+    assert "papermill" not in written
+    assert made.metadata.widgets, "the notebook that was given is left alone"
