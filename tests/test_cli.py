@@ -77,7 +77,10 @@ def test_parameters_are_yaml(foredraft, ran, tmp_path):
         (("run", "samplin"), "error: unknown article 'samplin': did you mean 'sampling'?"),
         (("run", "sampling", "-p", "seed"), "error: parameter 'seed' is not name=value"),
         (("run", "sampling", "-p", "seed=[1"), "the value is not YAML"),
-        (("bench", "samplin"), "error: unknown benchmark 'samplin': did you mean 'sampling'?"),
+        (
+            ("bench", "samplin"),
+            "error: unknown benchmark 'samplin on cpu': did you mean 'sampling on cpu'?",
+        ),
     ],
 )
 def test_a_users_mistake_is_one_message_and_exit_code_2(foredraft, ran, words, told):
@@ -121,16 +124,20 @@ def test_models_lists_what_is_shipped(foredraft, tmp_path, monkeypatch):
 
 
 def test_a_benchmark_is_shown_or_recorded(foredraft, tmp_path, monkeypatch):
-    table = pd.DataFrame({"what": ["top-k"], "ratio": [9.87654], "n": [5], "spread": [0.1]})
-    monkeypatch.setattr(cli, "_benchmark", lambda slug: table)
+    row = {"what": "top-k", "ratio_median": 9.87654, "ratio_min": 9, "ratio_iqr": 0.1, "n": 5}
+    table = pd.DataFrame([row])
+    measures = {("sampling", "cpu"): lambda: table}
+    monkeypatch.setattr(cli, "_benchmarks", lambda: measures)
     monkeypatch.setattr(paths, "RECORDED", tmp_path)
     code, out, _ = foredraft("bench", "sampling")
     assert code == 0
-    assert "9.877" in out
+    assert out.splitlines()[0].split() == ["what", "ratio", "n"]
+    assert out.splitlines()[1].split() == ["top-k", "9.877", "5"]
     assert not list(tmp_path.iterdir())
-    assert foredraft("record", "sampling")[0] == 0
-    kept = recording.recordings("sampling")["cpu"]
-    assert kept.table["ratio"].tolist() == [9.87654]
+    for words in (("record",), ("record", "sampling")):
+        assert foredraft(*words)[0] == 0
+        kept = recording.recordings("sampling")["cpu"]
+        assert kept.table["ratio_median"].tolist() == [9.87654]
     assert "src/foredraft/bench.py" in kept.stamp.inputs
 
 

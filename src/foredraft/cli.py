@@ -5,8 +5,9 @@ What a command needs is imported when it runs, so that `--help` is there at once
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -16,6 +17,9 @@ from rich.table import Table
 from foredraft.articles import article
 from foredraft.hints import unknown
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 app = typer.Typer(
     help="Speculative decoding, measured: run the articles, use the models, publish the results.",
     no_args_is_help=True,
@@ -24,6 +28,9 @@ app = typer.Typer(
 )
 _progress = Console(stderr=True, highlight=False)
 _output = Console(highlight=False)
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""What a character decodes to whose last bytes are still to come."""
 
 Slug = Annotated[str, typer.Argument(help="The article, such as sampling.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
@@ -59,6 +66,15 @@ def run(
     start = time.monotonic()
     runner.run(slug, overrides, out=out)
     _progress.print(f"✓ {name}  {time.monotonic() - start:.0f} s")
+
+
+@app.command()
+def sync() -> None:
+    """Write each notebook's .ipynb twin, without outputs, from its .py."""
+    from foredraft import pairs, paths
+
+    for path in pairs.sync():
+        _progress.print(f"✓ {paths.label(path)}")
 
 
 @app.command()
@@ -108,14 +124,19 @@ def generate(
     import torch
 
     import foredraft as fd
+    from foredraft.decoding.trace import Round
 
     decoder, tokenizer = fd.load(model)
-    shown: list[int] = []
+    made: list[int] = []
+    shown = ""
 
-    def show(tokens: list[int]) -> None:
-        before = tokenizer.decode(shown)
-        shown.extend(tokens)
-        _output.print(tokenizer.decode(shown)[len(before) :], end="", markup=False, soft_wrap=True)
+    def show(each: Round) -> None:
+        nonlocal shown
+        made.extend(each.rows[0].tokens)
+        text = str(tokenizer.decode(made))
+        if not text.endswith(UNFINISHED):
+            typer.echo(text[len(shown) :], nl=False)
+            shown = text
 
     fd.generate(
         decoder,
@@ -125,7 +146,7 @@ def generate(
         generator=torch.Generator().manual_seed(seed),
         on_round=show,
     )
-    _output.print()
+    typer.echo()
 
 
 @app.command()
@@ -140,35 +161,48 @@ def pretrain(
 
 
 @app.command()
-def bench(slug: Slug) -> None:
-    """Measure on this machine and show the ratios; nothing is written."""
-    frame = _benchmark(slug)
-    table = Table(*frame.columns, box=None, pad_edge=False)
-    for row in frame.itertuples(index=False):
+def bench(slug: Slug, device: Device = "cpu") -> None:
+    """Measure on this machine and show the medians; nothing is written."""
+    frame = _benchmarks()[_known(slug, device)]()
+    kept = [name for name in frame.columns if not name.endswith(("_min", "_max", "_iqr"))]
+    table = Table(*(name.removesuffix("_median") for name in kept), box=None, pad_edge=False)
+    for row in frame[kept].itertuples(index=False):
         table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
     _output.print(table)
 
 
 @app.command()
-def record(slug: Slug, device: Device = "cpu") -> None:
+def record(
+    slug: Annotated[
+        str | None, typer.Argument(help="The article; without one, all that can be measured here.")
+    ] = None,
+    device: Device = "cpu",
+) -> None:
     """Measure on this machine and keep it under data/recorded, for the notebooks to draw."""
     from foredraft import paths, recording
     from foredraft.provenance import stamp
 
     source = paths.PACKAGES["foredraft"] / "bench.py"
-    path = recording.record(
-        slug, device, _benchmark(slug), stamp(slug, {}, [source], device=device)
-    )
-    _progress.print(f"✓ {paths.label(path)}")
+    for key, measure in _benchmarks().items():
+        if key == (_known(slug, device) if slug else (key[0], device)):
+            _progress.print(f"▶ {key[0]} on {device} …")
+            made_from = stamp(key[0], {}, [source], device=device)
+            written = recording.record(key[0], device, measure(), made_from)
+            _progress.print(f"✓ {paths.label(written)}")
 
 
-def _benchmark(slug: str) -> Any:
+def _benchmarks() -> dict[tuple[str, str], Callable[[], "DataFrame"]]:
+    """What can be measured: article and device."""
     from foredraft import bench as benchmarks
 
-    known = {"sampling": benchmarks.sampling_benchmark}
-    if slug not in known:
-        raise unknown("benchmark", slug, known)
-    return known[slug]()
+    return {("sampling", "cpu"): benchmarks.sampling_benchmark}
+
+
+def _known(slug: str, device: str) -> tuple[str, str]:
+    if (slug, device) not in _benchmarks():
+        known = (f"{name} on {where}" for name, where in _benchmarks())
+        raise unknown("benchmark", f"{slug} on {device}", known)
+    return slug, device
 
 
 def _assignment(text: str) -> tuple[str, Any]:

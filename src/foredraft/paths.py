@@ -57,6 +57,11 @@ def results(slug: str, ending: str = "json") -> Path:
     return result_files() / f"{article(slug).slug}.{ending}"
 
 
+def cited(slug: str) -> str:
+    """How the results of an article are cited, wherever this run writes them."""
+    return f"data/results/{article(slug).slug}.json"
+
+
 def result_files() -> Path:
     """The folder of all computed results."""
     return outputs() / "data" / "results"

@@ -47,7 +47,7 @@ class Findings:
     @property
     def file(self) -> str:
         """The file they stand in, as it is cited."""
-        return f"data/results/{self.article.slug}.json"
+        return paths.cited(self.article.slug)
 
 
 def write(

@@ -44,7 +44,7 @@ def run(slug: str, overrides: Mapping[str, Any], *, out: Path | None = None) -> 
     Raises ValueError for a parameter that is not allowed, before anything is executed, and
     NotebookError if a cell fails; the executed copy of an earlier run then stays as it was.
     """
-    notebook = _read(slug)
+    notebook = read(slug)
     _check(notebook, slug, overrides)
     with _environment(out):
         target = paths.executed(slug)
@@ -83,7 +83,8 @@ def normalised(notebook: NotebookNode) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
-def _read(slug: str) -> NotebookNode:
+def read(slug: str) -> NotebookNode:
+    """An article's notebook as its script has it."""
     path = paths.notebook(slug)
     if not path.is_file():
         raise ValueError(f"article {slug} has no notebook: {paths.label(path)} is missing")
