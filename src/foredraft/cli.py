@@ -155,9 +155,24 @@ def pretrain(
     device: Device = "cpu",
 ) -> None:
     """Train a pocket model by its recipe; an interrupted run goes on where it stopped."""
+    from foredraft.models.loading import load
+    from foredraft.training.corpus import train_tokenizer, training_texts
+    from foredraft.training.pretrain import Step
     from foredraft.training.pretrain import pretrain as train
+    from foredraft.training.recipes import RECIPES
 
-    train(name, device=device)
+    if name not in RECIPES:
+        raise unknown("pocket model", name, RECIPES)
+    recipe = RECIPES[name]
+    teachers = [stage.teacher for stage in recipe.stages if stage.teacher]
+    teacher = load(teachers[0], device=device)[0] if teachers else None
+
+    def show(step: Step) -> None:
+        if step.held_out_loss is not None:
+            _progress.print(f"{step.tokens:,} tokens, held-out loss {step.held_out_loss:.3f}")
+
+    tokenizer = train_tokenizer(training_texts())
+    train(recipe, tokenizer, teacher=teacher, device=device, report=show)
 
 
 @app.command()
