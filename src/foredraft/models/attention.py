@@ -1,7 +1,8 @@
 """Causal attention of new tokens over all tokens so far, with or without a cache.
 
 `Memory` says what one forward pass can see; `attend` is the arithmetic. Dimensions: `new` query
-positions of this pass, `seen` key positions, `group` query heads that share one key/value head.
+positions of this pass, `seen` key positions, `group` query heads that share one key/value head,
+`folded` the queries of such a group one after the other (group × new).
 """
 
 from typing import final
@@ -11,11 +12,11 @@ import torch.nn.functional as F
 
 from foredraft.models.cache import KVCache
 from foredraft.models.config import DecoderConfig
-from foredraft.models.rotary import Rotation, frequencies
 from foredraft.types import Bool, Float, Int, Tensor
 
-Mask = Bool[Tensor, "rows 1 new seen"]
+Mask = Bool[Tensor, "rows 1 folded seen"]
 Heads = Float[Tensor, "batch new head head_dim"]
+NewKVHeads = Float[Tensor, "batch new kv_head head_dim"]
 KVHeads = Float[Tensor, "batch seen kv_head head_dim"]
 
 
@@ -24,42 +25,51 @@ class Memory:
     """The keys and values that one forward pass attends to, and which of them each query sees."""
 
     def __init__(
-        self, config: DecoderConfig, tokens: Int[Tensor, "batch new"], cache: KVCache | None
-    ):
+        self,
+        config: DecoderConfig,
+        tokens: Int[Tensor, "batch new"],
+        cache: KVCache | None,
+        dtype: torch.dtype,
+    ) -> None:
         self.cache = cache
-        n_new = tokens.shape[1]
-        self.n_new = n_new
+        self.n_new = tokens.shape[1]
+        self._group = config.n_heads // config.n_kv_heads
         if cache is None:
-            self.positions = torch.arange(n_new, device=tokens.device)[None, :]
-            rate = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-            self.rotation = Rotation.at(self.positions, rate, torch.float64)
+            self.positions = torch.arange(self.n_new, device=tokens.device)[None, :]
+            self.rotation = config.rotation(self.positions, dtype)
         else:
             if cache.batch != tokens.shape[0]:
                 raise ValueError(
                     f"{tokens.shape[0]} rows of tokens for a cache of {cache.batch} rows: "
                     "allocate one cache row a sequence"
                 )
-            self.positions = cache.positions(n_new)
+            self.positions = cache.positions(self.n_new)
             self.rotation = cache.rotation[self.positions]
         self._masks: dict[int | None, Mask | None] = {}
 
     def extend(
-        self, layer: int, keys: KVHeads, values: KVHeads, window: int | None
-    ) -> tuple[KVHeads, KVHeads, Mask | None]:
-        """Add a layer's new keys and values; give all that a window lets it see, and the mask."""
+        self, layer: int, keys: NewKVHeads, values: NewKVHeads, window: int | None
+    ) -> tuple[KVHeads, KVHeads]:
+        """Add a layer's new keys and values; give all those that a window lets any query see."""
+        if self.cache is None:
+            return keys, values
+        self.cache.write(layer, self.positions, keys, values)
         start, stop = self._span(window)
-        if self.cache is not None:
-            self.cache.write(layer, self.positions, keys, values)
-            keys = self.cache.keys[layer][:, start:stop]
-            values = self.cache.values[layer][:, start:stop]
-        if window not in self._masks:
-            self._masks[window] = self._mask(start, stop, window)
-        return keys, values, self._masks[window]
+        return self.cache.keys[layer][:, start:stop], self.cache.values[layer][:, start:stop]
 
-    @property
-    def is_causal_square(self) -> bool:
-        """Whether every query is also a key and nothing else is: plain causal attention."""
-        return self.n_new > 1 and (self.cache is None or self.cache.longest == 0)
+    def is_plainly_causal(self, window: int | None) -> bool:
+        """Whether each query sees itself and all before it in this pass, and nothing else."""
+        starts = self.cache is None or self.cache.longest == 0
+        return starts and self.n_new > 1 and (window is None or self.n_new <= window)
+
+    def mask(self, window: int | None) -> Mask | None:
+        """Give True where a query may look at a key; None if each may look at all of them.
+
+        Made once for all layers with the same window.
+        """
+        if window not in self._masks:
+            self._masks[window] = self._mask(window)
+        return self._masks[window]
 
     def _span(self, window: int | None) -> tuple[int, int]:
         """Slots that any row can see, from the host's own knowledge of the lengths."""
@@ -68,15 +78,16 @@ class Memory:
         start = 0 if window is None else max(0, self.cache.shortest - window + 1)
         return start, self.cache.longest + self.n_new
 
-    def _mask(self, start: int, stop: int, window: int | None) -> Mask | None:
-        """True where a query may look; None where each may look at every slot of the span."""
+    def _mask(self, window: int | None) -> Mask | None:
         ragged = self.cache is not None and self.cache.shortest != self.cache.longest
         if self.n_new == 1 and not ragged:
             return None
-        slots = torch.arange(start, stop, device=self.positions.device)
+        slots = torch.arange(*self._span(window), device=self.positions.device)
         behind = self.positions[:, None, :, None] - slots
         visible = behind >= 0
-        return visible if window is None else visible & (behind < window)
+        if window is not None:
+            visible &= behind < window
+        return visible.repeat(1, 1, self._group, 1)
 
 
 def attend(
@@ -99,8 +110,6 @@ def attend(
     folded = query.view(batch, n_new, n_kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
     folded = folded.reshape(batch, n_kv_heads, group * n_new, head_dim)
     keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-    if mask is not None and n_new > 1:
-        mask = mask.repeat(1, 1, group, 1)
     if softcap is None:
         mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
     else:

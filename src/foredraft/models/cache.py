@@ -13,7 +13,6 @@ from typing import final
 import torch
 
 from foredraft.models.config import DecoderConfig
-from foredraft.models.rotary import Rotation, frequencies
 from foredraft.types import Float, Int, Tensor
 
 
@@ -47,11 +46,7 @@ class KVCache:
         self.keys = [torch.zeros(shape, **place) for _ in range(config.n_layers)]
         self.values = [torch.zeros(shape, **place) for _ in range(config.n_layers)]
         self.capacity = capacity
-        self.rotation = Rotation.at(
-            torch.arange(capacity, device=device),
-            frequencies(config.head_dim, config.rope_theta, config.rope_scaling),
-            torch.promote_types(dtype, torch.float32),
-        )
+        self.rotation = config.rotation(torch.arange(capacity, device=device), dtype)
         self._row_starts = torch.arange(batch, device=device)[:, None] * capacity
         self._set_lengths([0] * batch)
 
@@ -62,12 +57,14 @@ class KVCache:
 
     def commit(self, counts: int | Sequence[int]) -> None:
         """Keep the next `counts` written positions, of every row or of each."""
-        counts = [counts] * self.batch if isinstance(counts, int) else counts
+        counts = self._one_a_row(counts)
+        if min(counts) < 0:
+            raise ValueError(f"cannot commit {min(counts)} positions: rollback takes some back")
         self._set_lengths([length + n for length, n in zip(self.lengths, counts, strict=True)])
 
     def rollback(self, lengths: int | Sequence[int]) -> None:
         """Forget all but the first `lengths` positions, of every row or of each."""
-        lengths = [lengths] * self.batch if isinstance(lengths, int) else lengths
+        lengths = self._one_a_row(lengths)
         for row, (now, then) in enumerate(zip(self.lengths, lengths, strict=True)):
             if not 0 <= then <= now:
                 raise ValueError(f"row {row} holds {now} positions and cannot be cut to {then}")
@@ -75,6 +72,10 @@ class KVCache:
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop the rows not named, so that finished sequences cost nothing."""
+        if not rows or len(set(rows)) < len(rows) or not set(rows) <= set(range(self.batch)):
+            raise ValueError(
+                f"cannot keep rows {list(rows)}: name some of 0 to {self.batch - 1}, each once"
+            )
         index = torch.tensor(rows, device=self._lengths.device)
         self.keys = [keys[index] for keys in self.keys]
         self.values = [values[index] for values in self.values]
@@ -102,9 +103,17 @@ class KVCache:
         self.keys[layer].flatten(0, 1).index_copy_(0, slots, keys.flatten(0, 1))
         self.values[layer].flatten(0, 1).index_copy_(0, slots, values.flatten(0, 1))
 
+    def _one_a_row(self, numbers: int | Sequence[int]) -> Sequence[int]:
+        numbers = [numbers] * self.batch if isinstance(numbers, int) else numbers
+        if len(numbers) != self.batch:
+            raise ValueError(
+                f"{len(numbers)} numbers for {self.batch} rows: give one for all or one a row"
+            )
+        return numbers
+
     def _set_lengths(self, lengths: Sequence[int]) -> None:
+        if max(lengths) > self.capacity:
+            raise ValueError(f"length {max(lengths)} exceeds the cache's capacity {self.capacity}")
         self.lengths = tuple(lengths)
         self.longest, self.shortest = max(lengths), min(lengths)
-        if self.longest > self.capacity:
-            raise ValueError(f"length {self.longest} exceeds the cache's capacity {self.capacity}")
         self._lengths = torch.tensor(self.lengths, device=self.keys[0].device)

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from transformers import PretrainedConfig
 
-from foredraft.models.rotary import Llama3Scaling
+from foredraft.models.rotary import Llama3Scaling, Rotation, frequencies
+from foredraft.types import Int, Tensor
 
 Activation = Literal["silu", "gelu_tanh"]
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -51,6 +53,9 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot make a decoder."""
+        for name, size in self._sizes().items():
+            if size < 1:
+                raise ValueError(f"{name}={size}: it must be at least 1")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_heads={self.n_heads} is no multiple of n_kv_heads={self.n_kv_heads}: "
@@ -62,6 +67,8 @@ class DecoderConfig:
             raise ValueError(
                 f"{len(self.windows)} windows for {self.n_layers} layers: give one each"
             )
+        if any(window is not None and window < 1 for window in self.windows):
+            raise ValueError(f"windows={self.windows}: each must be at least 1, or None for all")
 
     @property
     def query_size(self) -> int:
@@ -78,6 +85,11 @@ class DecoderConfig:
         """What attention scores are multiplied by."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
+    def rotation(self, positions: Int[Tensor, "*positions"], dtype: torch.dtype) -> Rotation:
+        """Tabulate the rotary embedding of positions, in this precision, float32 at least."""
+        rate = frequencies(self.head_dim, self.rope_theta, self.rope_scaling, positions.device)
+        return Rotation.at(positions, rate, torch.promote_types(dtype, torch.float32))
+
     @classmethod
     def from_hf(cls, config: PretrainedConfig) -> "DecoderConfig":
         """Read a transformers configuration.
@@ -85,13 +97,39 @@ class DecoderConfig:
         Raises ValueError for an architecture, activation or position encoding that the decoder
         does not have.
         """
-        family = _FAMILIES.get(config.model_type)
-        if family is None:
-            raise ValueError(
-                f"architecture {config.model_type!r} is not supported; the decoder speaks "
-                f"{', '.join(sorted(_FAMILIES))}"
-            )
+        check_architecture(config.model_type)
+        family = _FAMILIES[config.model_type]
         return cls(architecture=config.model_type, **_common(config), **family(config))
+
+    def _sizes(self) -> dict[str, int]:
+        return {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "n_layers": self.n_layers,
+            "n_heads": self.n_heads,
+            "n_kv_heads": self.n_kv_heads,
+            "head_dim": self.head_dim,
+            "max_positions": self.max_positions,
+        }
+
+
+def check_architecture(model_type: object) -> None:
+    """Raise ValueError if a configuration's `model_type` is no family that the decoder speaks."""
+    if model_type not in list(_FAMILIES):
+        raise ValueError(
+            f"architecture {model_type!r} is not supported; the decoder speaks "
+            f"{', '.join(sorted(_FAMILIES))}"
+        )
+
+
+def token_ids(ids: object) -> tuple[int, ...]:
+    """Read an `eos_token_id`: one token, several or none; ValueError if it is anything else."""
+    given = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    tokens = tuple(token for token in given if isinstance(token, int))
+    if len(tokens) < len(given):
+        raise ValueError(f"eos_token_id={ids!r}: give an integer or a list of them")
+    return tokens
 
 
 def _common(config: PretrainedConfig) -> dict[str, Any]:
@@ -110,7 +148,7 @@ def _common(config: PretrainedConfig) -> dict[str, Any]:
         "rope_scaling": _rope_scaling(rope),
         "norm_eps": config.rms_norm_eps,
         "tied": config.tie_word_embeddings,
-        "eos_token_ids": _token_ids(config.eos_token_id),
+        "eos_token_ids": token_ids(config.eos_token_id),
         "initializer_range": config.initializer_range,
     }
 
@@ -191,9 +229,3 @@ def _rope_scaling(rope: dict[str, Any]) -> Llama3Scaling | None:
         high_frequency_factor=float(rope["high_freq_factor"]),
         original_max_positions=int(rope["original_max_position_embeddings"]),
     )
-
-
-def _token_ids(ids: int | list[int] | None) -> tuple[int, ...]:
-    if ids is None:
-        return ()
-    return (ids,) if isinstance(ids, int) else tuple(ids)

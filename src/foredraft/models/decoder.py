@@ -57,13 +57,12 @@ class Attention(nn.Module):
         heads = self.qkv(hidden).unflatten(-1, (-1, config.head_dim))
         turned, values = heads.tensor_split((config.n_heads + config.n_kv_heads,), dim=2)
         query, keys = memory.rotation(turned).split((config.n_heads, config.n_kv_heads), dim=2)
-        keys, values, mask = memory.extend(self.layer, keys, values, self.window)
-        within_window = self.window is None or memory.n_new <= self.window
-        if config.attention_softcap is None and memory.is_causal_square and within_window:
+        keys, values = memory.extend(self.layer, keys, values, self.window)
+        softcap = config.attention_softcap
+        if softcap is None and memory.is_plainly_causal(self.window):
             return self.out(attend_causally(query, keys, values, scale=config.scale))
-        return self.out(
-            attend(query, keys, values, mask, scale=config.scale, softcap=config.attention_softcap)
-        )
+        mask = memory.mask(self.window)
+        return self.out(attend(query, keys, values, mask, scale=config.scale, softcap=softcap))
 
 
 @final
@@ -181,10 +180,10 @@ class Decoder(nn.Module):
         """Run all branches but the skipped ones; give the residual stream before the final norm."""
         plan = skip or SkipPlan()
         plan.check(self.config.n_layers)
-        memory = Memory(self.config, tokens, cache)
+        memory = Memory(self.config, tokens, cache, self.dtype)
         hidden = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:  # the reference rounds the factor to the dtype too
-            hidden = hidden * torch.full_like(hidden[0, 0, 0], self.config.embedding_scale)
+            hidden = hidden * hidden.new_full((), self.config.embedding_scale)
         for layer in self.layers:
             hidden = layer(hidden, memory, plan)
         return hidden

@@ -21,18 +21,30 @@ class Llama3Scaling:
     high_frequency_factor: float
     original_max_positions: int
 
-    def __call__(self, frequency: float) -> float:
-        """Scale one angular frequency (radians a position)."""
+    def __post_init__(self) -> None:
+        """Refuse factors between which nothing can be interpolated."""
+        if not 0 < self.low_frequency_factor < self.high_frequency_factor:
+            raise ValueError(
+                f"low_frequency_factor={self.low_frequency_factor} must be positive and below "
+                f"high_frequency_factor={self.high_frequency_factor}"
+            )
+
+    def __call__(self, frequency: Float[Tensor, " pair"]) -> Float[Tensor, " pair"]:
+        """Scale angular frequencies (radians a position)."""
         turns = self.original_max_positions * frequency / (2 * math.pi)
         low, high = self.low_frequency_factor, self.high_frequency_factor
-        kept = min(max((turns - low) / (high - low), 0.0), 1.0)
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
         return frequency * (kept + (1 - kept) / self.factor)
 
 
-def frequencies(head_dim: int, theta: float, scaling: Llama3Scaling | None) -> list[float]:
-    """Give the angular frequency of each feature pair: θ^(−2i/d), scaled."""
-    plain = [theta ** (-2 * pair / head_dim) for pair in range(head_dim // 2)]
-    return plain if scaling is None else [scaling(frequency) for frequency in plain]
+def frequencies(
+    head_dim: int, theta: float, scaling: Llama3Scaling | None, device: torch.device
+) -> Float[Tensor, " pair"]:
+    """Give the angular frequency of each feature pair, θ^(−2i/d), scaled; float64."""
+    # computed where it is used: to send numbers from the host would make it wait for the device
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
+    plain = theta**-exponent
+    return plain if scaling is None else scaling(plain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +56,13 @@ class Rotation:
 
     @classmethod
     def at(
-        cls, positions: Int[Tensor, "*positions"], frequency: list[float], dtype: torch.dtype
+        cls,
+        positions: Int[Tensor, "*positions"],
+        frequency: Float[Tensor, " pair"],
+        dtype: torch.dtype,
     ) -> "Rotation":
-        """Tabulate positions, in float64 whatever the model's precision: angles grow with them."""
-        rate = torch.tensor(frequency, dtype=torch.float64, device=positions.device)
-        angle = positions[..., None] * rate
+        """Tabulate positions, in float64 whatever the table's precision: angles grow with them."""
+        angle = positions[..., None] * frequency
         return cls(angle.cos().to(dtype), angle.sin().to(dtype))
 
     def __getitem__(self, positions: Int[Tensor, "batch seq"]) -> "Rotation":
