@@ -2,17 +2,18 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import final
 
 
 @final
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class SkipPlan:
     """A set of attention and MLP branches, by layer index, that a forward pass leaves out.
 
     Immutable and hashable. `len(plan)` counts the branches.
     """
 
-    __slots__ = ("attn", "mlp")
     attn: frozenset[int]
     mlp: frozenset[int]
 
@@ -20,17 +21,8 @@ class SkipPlan:
         object.__setattr__(self, "attn", _layers(attn, "attn"))
         object.__setattr__(self, "mlp", _layers(mlp, "mlp"))
 
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a SkipPlan is immutable; build a new one to change {name!r}")
-
     def __len__(self) -> int:
         return len(self.attn) + len(self.mlp)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SkipPlan) and (self.attn, self.mlp) == (other.attn, other.mlp)
-
-    def __hash__(self) -> int:
-        return hash((self.attn, self.mlp))
 
     def __repr__(self) -> str:
         return f"SkipPlan(attn={sorted(self.attn)}, mlp={sorted(self.mlp)})"
@@ -54,14 +46,15 @@ class SkipPlan:
             fields = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"not JSON ({error}); a plan looks like {cls().to_json()}") from error
-        if not isinstance(fields, dict) or set(fields) != {"attn", "mlp"}:
+        shaped = isinstance(fields, dict) and set(fields) == {"attn", "mlp"}
+        if not shaped or not all(isinstance(layers, list) for layers in fields.values()):
             raise ValueError(f"{text[:80]!r} is no plan; a plan looks like {cls().to_json()}")
-        return cls(**fields)
+        return cls(**{branch: _layers(layers, branch) for branch, layers in fields.items()})
 
 
-def _layers(layers: Iterable[int], branch: str) -> frozenset[int]:
-    indices = list(layers)
-    bad = [i for i in indices if not isinstance(i, int) or isinstance(i, bool) or i < 0]
-    if bad:
-        raise ValueError(f"{branch} holds {bad}: layers are integers counted from 0")
+def _layers(layers: Iterable[object], branch: str) -> frozenset[int]:
+    given = list(layers)
+    indices = [i for i in given if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
+    if len(indices) < len(given):
+        raise ValueError(f"{branch}={given}: layers are integers counted from 0")
     return frozenset(indices)
