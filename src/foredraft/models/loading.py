@@ -13,14 +13,24 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from foredraft import paths
 from foredraft.files import write_bytes, write_text
-from foredraft.models.config import DecoderConfig
+from foredraft.models.config import DecoderConfig, check_architecture, token_ids
 from foredraft.models.decoder import Decoder
 from foredraft.models.weights import checkpoint_tensors, decoder_tensors
 from foredraft.types import Tensor
@@ -45,12 +55,7 @@ def load(
     folder = locate(name_or_path)
     config = _decoder_config(folder, _hf_config(folder))
     tokenizer = _tokenizer(folder, config)
-    weights = _Weights(folder, device, dtype)
-    try:
-        tensors = decoder_tensors(config, weights)
-    except ValueError as error:
-        raise ValueError(f"{weights.source}: {error}") from error
-    return Decoder.from_tensors(config, tensors), tokenizer
+    return Decoder.from_tensors(config, _tensors(folder, config, device, dtype)), tokenizer
 
 
 def pocket_models() -> list[str]:
@@ -85,7 +90,8 @@ def write(
 ) -> None:
     """Write a folder that `load` and transformers' Auto classes read, each file atomically."""
     tokenizer.save_pretrained(folder)
-    write_text(folder / "config.json", config.to_json_string(use_diff=False))
+    fields = config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
+    write_text(folder / "config.json", json.dumps(fields, indent=2, sort_keys=True) + "\n")
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_text(folder / "generation_config.json", json.dumps(ids, indent=1) + "\n")
     tensors = checkpoint_tensors(decoder.config, decoder.state_dict())
@@ -110,15 +116,11 @@ def _hf_config(folder: Path) -> PretrainedConfig:
     if not file.is_file():
         raise ValueError(f"{file} is missing: a model folder needs config.json")
     fields = _json(file)
-    if fields.get("model_type") is None:
-        raise ValueError(f"{file} has no 'model_type'; is it the configuration of a transformer?")
     try:
+        check_architecture(fields.get("model_type"))
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"{file}: architecture {fields['model_type']!r} is not supported without running code "
-            "that comes with the model, which is never done"
-        ) from error
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _decoder_config(folder: Path, hf_config: PretrainedConfig) -> DecoderConfig:
@@ -131,16 +133,28 @@ def _decoder_config(folder: Path, hf_config: PretrainedConfig) -> DecoderConfig:
     ends = _json(generation).get("eos_token_id") if generation.is_file() else None
     if ends is None:
         return config
-    return replace(config, eos_token_ids=(ends,) if isinstance(ends, int) else tuple(ends))
+    try:
+        return replace(config, eos_token_ids=token_ids(ends))
+    except ValueError as error:
+        raise ValueError(f"{generation}: {error}") from error
 
 
 def _tokenizer(folder: Path, config: DecoderConfig) -> PreTrainedTokenizerBase:
-    if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder / 'tokenizer.json'} is missing: the model has no tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    """Take tokenizer.json as it stands.
+
+    AutoTokenizer goes by the architecture instead: in a qwen2 folder it keeps the vocabulary and
+    the merges of the file and puts Qwen's own rules around them.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise ValueError(f"{file} is missing: the model has no tokenizer")
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        raise ValueError(f"{file} or tokenizer_config.json beside it: {error}") from error
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"{folder / 'tokenizer.json'} has {len(tokenizer)} tokens, the model "
+            f"{file} has {len(tokenizer)} tokens, the model "
             f"{config.vocab_size}: the tokenizer belongs to another model"
         )
     return tokenizer
@@ -148,9 +162,30 @@ def _tokenizer(folder: Path, config: DecoderConfig) -> PreTrainedTokenizerBase:
 
 def _json(file: Path) -> dict:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        fields = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not JSON ({error}); download or copy it again") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{file} holds no JSON object; download or copy it again")
+    return fields
+
+
+def _tensors(
+    folder: Path,
+    config: DecoderConfig,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """Read and check all weights; only then is there anything to build a model from."""
+    weights = _Weights(folder, device, dtype)
+    try:
+        tensors = decoder_tensors(config, weights)
+    except ValueError as error:
+        raise ValueError(f"{weights.source}: {error}") from error
+    found = sorted({str(tensor.dtype) for tensor in tensors.values()})
+    if len(found) > 1:
+        raise ValueError(f"{weights.source} mixes {', '.join(found)}: choose one with dtype=")
+    return tensors
 
 
 class _Weights(Mapping[str, Tensor]):
@@ -170,6 +205,9 @@ class _Weights(Mapping[str, Tensor]):
             raise ValueError(f"tensor {name!r} cannot be read from {file}: {error}") from error
         return tensor if self.dtype is None else tensor.to(self.dtype)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 
@@ -187,9 +225,9 @@ class _Weights(Mapping[str, Tensor]):
         listed = _json(self.source).get("weight_map")
         if not isinstance(listed, dict):
             raise ValueError(f"{self.source} has no 'weight_map'; download or copy it again")
-        outside = [shard for shard in listed.values() if Path(shard).name != shard]
-        if outside:
-            raise ValueError(f"{self.source} points outside its folder: {outside[0]!r}")
+        for shard in listed.values():
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise ValueError(f"{self.source} names {shard!r}, which is no file of its folder")
         held = {shard: set(_names(self.folder / shard)) for shard in set(listed.values())}
         for name, shard in listed.items():
             if name not in held[shard]:

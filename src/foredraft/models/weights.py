@@ -32,8 +32,8 @@ def slots(config: DecoderConfig) -> Iterator[Slot]:
 def decoder_tensors(config: DecoderConfig, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Arrange checkpoint tensors as a Decoder's state.
 
-    Raises ValueError naming the first tensor that is missing or has the wrong shape, or any that a
-    decoder of this configuration has no place for.
+    Raises ValueError naming the first tensor that is missing, has the wrong shape or holds no
+    floating-point numbers, or any that a decoder of this configuration has no place for.
     """
     layout = list(slots(config))
     _refuse_strangers(layout, source, config)
@@ -87,12 +87,17 @@ def _stack(slot: Slot, source: Mapping[str, Tensor]) -> Tensor:
     for name, shape in slot.sources.items():
         if name not in source:
             raise ValueError(f"tensor {name!r} of shape {shape} is missing from the checkpoint")
-        if tuple(source[name].shape) != shape:
+        tensor = source[name]
+        if tuple(tensor.shape) != shape:
             raise ValueError(
-                f"tensor {name!r} has shape {tuple(source[name].shape)}, but config.json asks for "
+                f"tensor {name!r} has shape {tuple(tensor.shape)}, but config.json asks for "
                 f"{shape}: the weights belong to another config.json"
             )
-        parts.append(source[name])
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"tensor {name!r} holds {tensor.dtype}: quantised weights are not supported"
+            )
+        parts.append(tensor)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
