@@ -155,24 +155,27 @@ def pretrain(
     device: Device = "cpu",
 ) -> None:
     """Train a pocket model by its recipe; an interrupted run goes on where it stopped."""
-    from foredraft.models.loading import load
-    from foredraft.training.corpus import train_tokenizer, training_texts
+    from rich.progress import Progress
+
+    from foredraft.training.pocket import make
     from foredraft.training.pretrain import Step
-    from foredraft.training.pretrain import pretrain as train
     from foredraft.training.recipes import RECIPES
 
     if name not in RECIPES:
         raise unknown("pocket model", name, RECIPES)
     recipe = RECIPES[name]
-    teachers = [stage.teacher for stage in recipe.stages if stage.teacher]
-    teacher = load(teachers[0], device=device)[0] if teachers else None
+    with Progress(console=_progress) as bar:
+        task = bar.add_task(name, total=recipe.tokens)
 
-    def show(step: Step) -> None:
-        if step.held_out_loss is not None:
-            _progress.print(f"{step.tokens:,} tokens, held-out loss {step.held_out_loss:.3f}")
+        def show(step: Step) -> None:
+            doing = f"{name}, {step.n_layers} layers, loss {step.loss:.2f}"
+            bar.update(task, completed=step.tokens, description=doing)
+            if step.held_out_loss is not None:
+                told = f"{step.tokens:,} tokens, held-out loss {step.held_out_loss:.3f}"
+                bar.console.print(told)
 
-    tokenizer = train_tokenizer(training_texts())
-    train(recipe, tokenizer, teacher=teacher, device=device, report=show)
+        folder = make(recipe, device=device, report=show)
+    _progress.print(f"✓ {folder.name}")
 
 
 @app.command()

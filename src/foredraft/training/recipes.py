@@ -41,11 +41,11 @@ class Recipe:
     sizes: dict[str, Any]
     stages: tuple[Stage, ...]
     peak_learning_rate: float
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
-    warmup_steps: int = 40
+    warmup_steps: int = 80
     seed: int = 0
 
     @property
@@ -80,12 +80,12 @@ POCKET_LLAMA = Recipe(
         "architectures": ["LlamaForCausalLM"],
     },
     stages=(
-        Stage(n_layers=3, sequence=256, tokens=7_000_000),
-        Stage(n_layers=6, sequence=256, tokens=3_000_000),
-        Stage(n_layers=12, sequence=256, tokens=3_300_000),
-        Stage(n_layers=12, sequence=1024, tokens=900_000),
+        Stage(n_layers=3, sequence=256, tokens=5_000_000),
+        Stage(n_layers=6, sequence=256, tokens=2_000_000),
+        Stage(n_layers=12, sequence=256, tokens=2_200_000),
+        Stage(n_layers=12, sequence=1024, tokens=600_000),
     ),
-    peak_learning_rate=3e-3,
+    peak_learning_rate=2e-3,
 )
 
 POCKET_GEMMA2 = Recipe(
@@ -102,7 +102,7 @@ POCKET_GEMMA2 = Recipe(
         "architectures": ["Gemma2ForCausalLM"],
     },
     stages=POCKET_LLAMA.stages,
-    peak_learning_rate=3e-3,
+    peak_learning_rate=2e-3,
 )
 
 POCKET_LLAMA_DRAFT = Recipe(
@@ -117,10 +117,10 @@ POCKET_LLAMA_DRAFT = Recipe(
         "architectures": ["LlamaForCausalLM"],
     },
     stages=(
-        Stage(n_layers=2, sequence=256, tokens=8_000_000),
-        Stage(n_layers=2, sequence=256, tokens=6_000_000, teacher="pocket-llama"),
+        Stage(n_layers=2, sequence=256, tokens=3_000_000),
+        Stage(n_layers=2, sequence=256, tokens=3_000_000, teacher="pocket-llama"),
     ),
-    peak_learning_rate=4e-3,
+    peak_learning_rate=3e-3,
 )
 
 RECIPES = {recipe.name: recipe for recipe in (POCKET_LLAMA, POCKET_LLAMA_DRAFT, POCKET_GEMMA2)}

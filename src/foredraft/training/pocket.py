@@ -1,0 +1,194 @@
+"""Make a pocket model: train by its recipe, evaluate on held-out text, ship with its card."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from foredraft import paths
+from foredraft.files import write_text
+from foredraft.machine import this_machine
+from foredraft.models.decoder import Decoder
+from foredraft.models.loading import load, write
+from foredraft.training.checkpoint import Progress
+from foredraft.training.corpus import (
+    END_OF_TEXT,
+    HELD_OUT_PACKAGE,
+    Corpus,
+    load_corpus,
+    train_tokenizer,
+    training_texts,
+    write_manifest,
+)
+from foredraft.training.evaluation import held_out, overlap
+from foredraft.training.ngram import NGram
+from foredraft.training.pretrain import Report, pretrain
+from foredraft.training.recipes import RECIPES, Recipe
+
+WINDOW = 1024
+N_WINDOWS = 96
+EDGES = (0, 32, 128, 256, 512, 1024)
+LONG_WINDOW = 4096
+N_LONG_WINDOWS = 12
+LONG_EDGES = (0, 1024, 2048, 3072, 4096)
+DIGITS = 4
+
+
+def make(recipe: Recipe, *, device: str = "cpu", report: Report = lambda step: None) -> Path:
+    """Train, from the last checkpoint if there is one, and write the model's folder."""
+    tokenizer = shared_tokenizer()
+    teacher = _teacher(recipe, device)
+    decoder, progress = pretrain(recipe, tokenizer, teacher=teacher, device=device, report=report)
+    return ship(recipe, decoder, progress, device=device)
+
+
+def ship(recipe: Recipe, decoder: Decoder, progress: Progress, *, device: str = "cpu") -> Path:
+    """Write the folder of a trained model, evaluate what was written, and add the card."""
+    folder = paths.model(recipe.name)
+    tokenizer = shared_tokenizer()
+    write(decoder, _wrapped(tokenizer), recipe.config(decoder.config.n_layers), folder)
+    write_manifest()
+    shipped, _ = load(folder, dtype=torch.float32, device=device)
+    card = {
+        **_origin(recipe, shipped, progress, device),
+        **_evaluated(recipe, shipped, load_corpus(tokenizer), device),
+        "curve": progress.curve,
+    }
+    write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
+    write_text(folder / "README.md", rendered(card))
+    return folder
+
+
+def shared_tokenizer() -> Tokenizer:
+    """Read the tokenizer of any pocket model made before, or train it."""
+    shipped = [paths.model(name) / "tokenizer.json" for name in RECIPES]
+    known = [file for file in shipped if file.is_file()]
+    return Tokenizer.from_file(str(known[0])) if known else train_tokenizer(training_texts())
+
+
+def counted_bits_per_byte(corpus: Corpus) -> float:
+    """Score the held-out package with a 5-gram model of the training text, in bits a byte."""
+    counted = NGram.fit(np.asarray(corpus.train.tokens))
+    nats = -counted.log_probs(np.asarray(corpus.held_out_package.tokens)).mean()
+    return float(nats * corpus.held_out_package.bits_per_nat)
+
+
+def rendered(card: Mapping[str, Any]) -> str:
+    """Write a card as the README of the model's folder."""
+    package, files = card["held_out_package"], card["held_out_files"]
+    stages = "\n".join(
+        f"| {s['n_layers']} | {s['sequence']} | {s['tokens']:,} | {s['teacher'] or 'the text'} |"
+        for s in card["stages"]
+    )
+    positions = "\n".join(
+        f"| {span} | {loss} |"
+        for span, loss in [*package["by_position"].items(), *package["long"].items()]
+    )
+    drafts = (
+        f"\nMean Σ min(p, q) with its teacher: **{card['overlap_with_teacher']}** along the "
+        f"held-out package, {card['overlap_with_teacher_files']} along the held-out files.\n"
+        if card["overlap_with_teacher"] is not None
+        else ""
+    )
+    new = f"{package['nats_per_token']} | {package['bits_per_byte']}"
+    return f"""# {card["name"]}
+
+{card["parameters"]:,} parameters, {card["n_layers"]} layers, architecture `{card["architecture"]}`,
+bf16. Trained by this repository on the Python sources of its pinned dependencies; packages,
+versions and digests stand in `data/corpus.json`. The text itself is not redistributed.
+
+    {card["command"]}
+
+| held out | nats/token | bits/byte |
+|---|---|---|
+| a whole package ({card["held_out_package_name"]}) | {new} |
+| 1 % of the files of the others | {files["nats_per_token"]} | {files["bits_per_byte"]} |
+| 5-gram model of the same corpus, on the package | | {card["five_gram_bits_per_byte"]} |
+{drafts}
+Trained on {card["tokens_seen"]:,} tokens in {card["seconds"]:,} s on {card["device"]}
+({card["threads"]} thread, other work beside it). Loss by position in the held-out package
+(nats/token; windows of {WINDOW}, then of {LONG_WINDOW}):
+
+| positions | loss |
+|---|---|
+{positions}
+
+| layers | sequence | tokens | learns from |
+|---|---|---|---|
+{stages}
+
+It completes Python in the style of numerical libraries. It knows nothing else, and is meant for
+measuring decoding, not for use.
+"""
+
+
+def _teacher(recipe: Recipe, device: str) -> Decoder | None:
+    names = {stage.teacher for stage in recipe.stages if stage.teacher}
+    return load(names.pop(), device=device)[0] if names else None
+
+
+def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends)
+
+
+def _origin(recipe: Recipe, decoder: Decoder, progress: Progress, device: str) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "architecture": decoder.config.architecture,
+        "n_layers": decoder.config.n_layers,
+        "parameters": sum(parameter.numel() for parameter in decoder.parameters()),
+        "command": f"foredraft pretrain {recipe.name}",
+        "stages": [
+            {
+                "n_layers": stage.n_layers,
+                "sequence": stage.sequence,
+                "tokens": stage.tokens,
+                "teacher": stage.teacher,
+            }
+            for stage in recipe.stages
+        ],
+        "tokens_seen": progress.tokens,
+        "seconds": round(progress.seconds),
+        "device": this_machine(device).name,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _evaluated(recipe: Recipe, decoder: Decoder, corpus: Corpus, device: str) -> dict[str, Any]:
+    package, files = corpus.held_out_package, corpus.held_out_files
+    known = held_out(decoder, files, length=WINDOW, n_windows=N_WINDOWS)
+    new = held_out(decoder, package, length=WINDOW, n_windows=N_WINDOWS)
+    long = held_out(decoder, package, length=LONG_WINDOW, n_windows=N_LONG_WINDOWS)
+    teacher = _teacher(recipe, device)
+    window = {"length": WINDOW, "n_windows": N_WINDOWS}
+    overlaps = (
+        (None, None)
+        if teacher is None
+        else tuple(round(overlap(teacher, decoder, s, **window), DIGITS) for s in (package, files))
+    )
+    return {
+        "held_out_package_name": HELD_OUT_PACKAGE,
+        "held_out_package": {
+            "nats_per_token": round(new.nats_per_token, DIGITS),
+            "bits_per_byte": round(new.nats_per_token * package.bits_per_nat, DIGITS),
+            "by_position": _rounded(new.binned(EDGES)),
+            "long": _rounded(long.binned(LONG_EDGES)),
+        },
+        "held_out_files": {
+            "nats_per_token": round(known.nats_per_token, DIGITS),
+            "bits_per_byte": round(known.nats_per_token * files.bits_per_nat, DIGITS),
+        },
+        "five_gram_bits_per_byte": round(counted_bits_per_byte(corpus), DIGITS),
+        "overlap_with_teacher": overlaps[0],
+        "overlap_with_teacher_files": overlaps[1],
+    }
+
+
+def _rounded(losses: Mapping[str, float]) -> dict[str, float]:
+    return {span: round(loss, DIGITS) for span, loss in losses.items()}
