@@ -90,8 +90,7 @@ class Widened(TorchFunctionMode):
         return torch.float64 if value is torch.float32 else value
 
 
-@cache
-def _reference(variant: str, dtype: torch.dtype) -> PreTrainedModel:
+def _build(variant: str, dtype: torch.dtype) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(
         VARIANTS[variant](), attn_implementation="eager", dtype=dtype
     )
@@ -132,7 +131,7 @@ def widened() -> TorchFunctionMode:
 @pytest.fixture(scope="session")
 def reference() -> Callable[[str, torch.dtype], PreTrainedModel]:
     """Give the transformers model of a variant; the same weights in every precision."""
-    return _reference
+    return cache(_build)
 
 
 @pytest.fixture(scope="session")
@@ -142,7 +141,7 @@ def exact_reference(widened: TorchFunctionMode) -> Callable[[str], PreTrainedMod
     @cache
     def build(variant: str) -> PreTrainedModel:
         with widened:
-            return _reference.__wrapped__(variant, torch.float64)
+            return _build(variant, torch.float64)
 
     return build
 

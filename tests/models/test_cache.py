@@ -20,6 +20,7 @@ CHUNKS = {
     "shorter than the window": [3, 5, 1, 6, 2, 4, 1, 1, 6],
     "longer than the window": [2, 9, 1, 17],
     "exactly the window": [7, 7, 7, 7, 1],
+    "one more than the window": [8, 8, 8, 5],
 }
 
 
