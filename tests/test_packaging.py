@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import os
 import pkgutil
 import re
 import subprocess
@@ -76,6 +77,16 @@ def test_set_up_reads_the_same_list_as_conda_does():
         ["bash", "-c", read], cwd=paths.ROOT, check=True, capture_output=True, text=True
     ).stdout
     assert told.splitlines() == ENVIRONMENT["dependencies"][-1]["pip"]
+
+
+def test_set_up_refuses_another_python_and_says_what_to_do():
+    environment = {**os.environ, "PY": "false"}
+    told = subprocess.run(
+        [paths.ROOT / ".ci" / "setup"], env=environment, check=False, capture_output=True, text=True
+    )
+    assert told.returncode == 1
+    assert "foredraft needs Python 3.11" in told.stderr
+    assert "make PY=" in told.stderr
 
 
 def test_python_is_the_same_everywhere():

@@ -7,6 +7,7 @@ written has nothing in it that a second run would change.
 
 import ast
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -106,13 +107,28 @@ def _check(notebook: NotebookNode, slug: str, overrides: Mapping[str, Any]) -> N
     params.load(slug, {name: value for name, value in overrides.items() if name not in switches})
 
 
+def _fonts() -> Path:
+    """A folder with matplotlib's list of fonts, which a cell would otherwise make, and say so."""
+    folder = paths.CACHE / "matplotlib"
+    if not list(folder.glob("fontlist-*.json")):
+        code = "import matplotlib.font_manager"
+        environment = {**os.environ, "MPLCONFIGDIR": str(folder)}
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            [sys.executable, "-c", code], env=environment, check=True, capture_output=True
+        )
+    return folder
+
+
 @contextmanager
 def _environment(out: Path | None) -> Iterator[None]:
     """What the kernel inherits: nothing of the user's own set-up that could change a figure."""
     before = dict(os.environ)
-    with TemporaryDirectory() as profile:
+    with TemporaryDirectory() as folder:
         os.environ |= {
-            "IPYTHONDIR": profile,
+            "IPYTHONDIR": folder,
+            "JUPYTER_RUNTIME_DIR": folder,
+            "MPLCONFIGDIR": str(_fonts()),
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "PYTHONHASHSEED": "0",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
