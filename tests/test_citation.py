@@ -14,6 +14,7 @@ PAPERS = {
     "arXiv:2404.16710",  # LayerSkip
     "arXiv:2403.10444",  # block verification
     "arXiv:1909.05858",  # CTRL: the repetition penalty
+    "arXiv:1805.04833",  # top-k sampling
     "arXiv:1904.09751",  # nucleus sampling
     "arXiv:2407.01082",  # min-p
     "arXiv:2202.00666",  # locally typical sampling

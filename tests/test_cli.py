@@ -114,13 +114,21 @@ def test_results_are_written_and_shown(foredraft, outputs):
 
 def test_models_lists_what_is_shipped(foredraft, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "MODELS", tmp_path)
-    shape = {"num_hidden_layers": 12, "hidden_size": 320}
-    (tmp_path / "pocket-llama").mkdir()
-    (tmp_path / "pocket-llama" / "config.json").write_text(json.dumps(shape))
-    (tmp_path / "pocket-llama" / "model.safetensors").write_bytes(b"0" * 2_500_000)
+    card = {
+        "name": "pocket-llama",
+        "architecture": "llama",
+        "n_layers": 12,
+        "parameters": 16_000_000,
+        "held_out_package": {"bits_per_byte": 1.23456},
+    }
+    folder = tmp_path / "pocket-llama"
+    folder.mkdir()
+    (folder / "card.json").write_text(json.dumps(card))
+    (folder / "model.safetensors").write_bytes(b"0" * 2_500_000)
     code, out, _ = foredraft("models")
     assert code == 0
-    assert out.splitlines()[1].split() == ["pocket-llama", "12", "320", "2.5"]
+    row = ["pocket-llama", "llama", "12", "16,000,000", "2.5", "1.235"]
+    assert out.splitlines()[1].split() == row
 
 
 def test_a_benchmark_is_shown_or_recorded(foredraft, tmp_path, monkeypatch):

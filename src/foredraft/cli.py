@@ -3,6 +3,7 @@
 What a command needs is imported when it runs, so that `--help` is there at once.
 """
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -93,16 +94,15 @@ def results() -> None:
 @app.command()
 def models() -> None:
     """List the models that are shipped or trained here, and what else can be loaded."""
-    import json
-
     from foredraft import paths
 
-    table = Table("name", "layers", "hidden", "MB", box=None, pad_edge=False)
-    for config in sorted(paths.MODELS.glob("*/config.json")):
-        shape = json.loads(config.read_text(encoding="utf-8"))
-        size = sum(file.stat().st_size for file in config.parent.glob("*.safetensors")) / 1e6
-        layers, hidden = str(shape["num_hidden_layers"]), str(shape["hidden_size"])
-        table.add_row(config.parent.name, layers, hidden, f"{size:.1f}")
+    table = Table(
+        *("name", "architecture", "layers", "parameters", "MB", "bits/byte, held out"),
+        box=None,
+        pad_edge=False,
+    )
+    for card in sorted(paths.MODELS.glob("*/card.json")):
+        table.add_row(*_described(card))
     _output.print(table)
     _output.print(
         "Also any folder in the Hugging Face format, or hub id, with a Llama, Mistral, Qwen2 or "
@@ -221,6 +221,15 @@ def _known(slug: str, device: str) -> tuple[str, str]:
         known = (f"{name} on {where}" for name, where in _benchmarks())
         raise unknown("benchmark", f"{slug} on {device}", known)
     return slug, device
+
+
+def _described(card: Path) -> list[str]:
+    """One line about a model: from its card, and the size of its weights."""
+    said = json.loads(card.read_text(encoding="utf-8"))
+    size = sum(file.stat().st_size for file in card.parent.glob("*.safetensors")) / 1e6
+    counts = f"{said['n_layers']}", f"{said['parameters']:,}", f"{size:.1f}"
+    loss = said["held_out_package"]["bits_per_byte"]
+    return [said["name"], said["architecture"], *counts, f"{loss:.3f}"]
 
 
 def _assignment(text: str) -> tuple[str, Any]:
