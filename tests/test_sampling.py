@@ -74,7 +74,7 @@ def some_logits(shape, generator, *, masked=False):
         (torch.float16, True),
     ],
 )
-@pytest.mark.parametrize("vocab", [1, 2, 13, 500])
+@pytest.mark.parametrize("vocab", [1, 13, 500])
 def test_the_law_is_that_of_transformers(vocab, dtype, masked, generator):
     logits = some_logits((3, vocab), generator, masked=masked).to(dtype)
     prefix = torch.randint(vocab, (3, 6), generator=generator)
