@@ -42,9 +42,13 @@ class Sampling(Section):
     model: str
     temperatures: tuple[Temperature, ...]
     top_ps: tuple[Share, ...]
-    top_k: Annotated[int, Field(ge=0)]
+    top_ks: tuple[Count, ...]
+    min_ps: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...]
+    typical_ps: tuple[Share, ...]
     repetition_penalties: tuple[Penalty, ...]
+    n_positions: Count
     n_prompts: Count
+    prompt_tokens: Count
     max_new_tokens: Count
     samples: Count
 

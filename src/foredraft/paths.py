@@ -87,6 +87,17 @@ def model(name: str) -> Path:
     return MODELS / name
 
 
+def weights(name: str) -> list[Path]:
+    """The files that make a pocket model what it is; none for a model from elsewhere."""
+    files = ("config.json", "model.safetensors", "tokenizer.json")
+    return [model(name) / file for file in files if (model(name) / file).is_file()]
+
+
+def recordings(slug: str) -> list[Path]:
+    """All recordings of an article, by device."""
+    return sorted(RECORDED.glob(f"{article(slug).slug}.*.json"))
+
+
 def token_streams(key: str) -> Path:
     """The folder of the encoded corpus that a digest of text and tokenizer names."""
     return CACHE / "corpus" / key

@@ -58,8 +58,7 @@ def record(slug: str, device: str, table: pd.DataFrame, stamp: Stamp) -> Path:
 
 def recordings(slug: str) -> Mapping[str, Recording]:
     """All that is recorded for an article, by device."""
-    files = sorted(paths.RECORDED.glob(f"{slug}.*.json"))
-    return {path.name.split(".")[1]: read(path) for path in files}
+    return {path.name.split(".")[1]: read(path) for path in paths.recordings(slug)}
 
 
 def read(path: Path) -> Recording:

@@ -1,7 +1,7 @@
-"""The shape vocabulary: what a tensor means, with its dimensions in the words that all modules share.
+"""The shape vocabulary: what a tensor means, with dimensions in words that all modules share.
 
 Dimensions: `batch` rows decoded together, `seq` positions, `vocab` token ids, `hidden` features,
-`head` attention heads, `layer` decoder layers. `*batch` stands for any number of leading dimensions.
+`head` attention heads, `layer` decoder layers. `*batch` stands for any number of leading ones.
 """
 
 from jaxtyping import Bool, Float, Int

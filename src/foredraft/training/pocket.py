@@ -41,9 +41,8 @@ DIGITS = 4
 
 def make(recipe: Recipe, *, device: str = "cpu", report: Report = lambda step: None) -> Path:
     """Train, from the last checkpoint if there is one, and write the model's folder."""
-    tokenizer = shared_tokenizer()
-    teacher = _teacher(recipe, device)
-    decoder, progress = pretrain(recipe, tokenizer, teacher=teacher, device=device, report=report)
+    corpus, teacher = load_corpus(shared_tokenizer()), _teacher(recipe, device)
+    decoder, progress = pretrain(recipe, corpus, teacher=teacher, device=device, report=report)
     return ship(recipe, decoder, progress, device=device)
 
 

@@ -15,13 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from tokenizers import Tokenizer
 from torch import nn
 
 from foredraft.models.config import DecoderConfig
 from foredraft.models.decoder import Decoder
 from foredraft.training.checkpoint import Checkpoint, Progress
-from foredraft.training.corpus import Corpus, Split, load_corpus
+from foredraft.training.corpus import Corpus, Split
 from foredraft.training.recipes import Recipe, Stage
 from foredraft.types import Float, Int, Tensor
 
@@ -45,10 +44,11 @@ Report = Callable[[Step], None]
 
 def pretrain(
     recipe: Recipe,
-    tokenizer: Tokenizer,
+    corpus: Corpus,
     *,
     teacher: Decoder | None = None,
     device: str = "cpu",
+    compile: bool = True,
     report: Report = lambda step: None,
 ) -> tuple[Decoder, Progress]:
     """Train from the last checkpoint, or from scratch, to the end of the recipe.
@@ -58,10 +58,8 @@ def pretrain(
     """
     if teacher is None and any(stage.teacher for stage in recipe.stages):
         raise ValueError(f"{recipe.name} has a stage with a teacher; load it and pass teacher=")
-    accelerator = Accelerator(
-        mixed_precision="bf16", cpu=device == "cpu", dynamo_backend="inductor"
-    )
-    corpus = load_corpus(tokenizer)
+    backend = "inductor" if compile else "no"
+    accelerator = Accelerator(mixed_precision="bf16", cpu=device == "cpu", dynamo_backend=backend)
     run = _Run(recipe, corpus, accelerator, teacher, report)
     for index in range(run.progress.stage, len(recipe.stages)):
         run.train_stage(index)

@@ -1,0 +1,291 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 01 · From logits to a token
+#
+# **A language model gives one number a token; the sampler decides what kind of writer that makes.**
+# This notebook takes each sampling knob apart: what it does to the distribution, exactly, what it
+# does to the text, and what it costs.
+#
+# The knobs, in the order in which they are applied: repetition penalty
+# ([1909.05858](https://arxiv.org/abs/1909.05858)), temperature, top-k
+# ([1805.04833](https://arxiv.org/abs/1805.04833)), top-p
+# ([1904.09751](https://arxiv.org/abs/1904.09751)), min-p
+# ([2407.01082](https://arxiv.org/abs/2407.01082)), typical-p
+# ([2202.00666](https://arxiv.org/abs/2202.00666)).
+#
+# *Needs*: nothing but this repository: no network, no GPU. *Takes*: about a minute on two cores.
+# *The code*: `foredraft.sampling` (the sampler), `foredraft.experiments.sampling` (the tables below).
+# Speculative decoding, from article 02 on, promises to keep this law exactly, so it has to be nailed
+# down first.
+
+# %% tags=["parameters"]
+profile = None  # "pocket", "smoke"; None: what params.yaml says
+temperatures = None  # the rows of the grid in section 4
+top_ps = None  # its columns
+repetition_penalties = None  # the x axis of section 5
+model = None  # a pocket model, a folder in the Hugging Face format, or a hub id
+seed = None
+measure = (
+    False  # True: time the filters on this machine, now, instead of drawing the recorded times
+)
+
+# %%
+import pandas as pd
+import torch
+from IPython.display import Markdown, display
+
+import foredraft as fd
+from foredraft import figures, paths, recording, results
+from foredraft.experiments import sampling as experiment
+from foredraft.params import load as load_params
+from foredraft.plots import sampling as draw
+from foredraft.provenance import stamp
+
+overrides = {
+    "profile": profile,
+    "temperatures": temperatures,
+    "top_ps": top_ps,
+    "repetition_penalties": repetition_penalties,
+    "model": model,
+    "seed": seed,
+}
+params = load_params("sampling", overrides)
+generator = torch.Generator().manual_seed(params.seed)
+made_from = stamp(
+    "sampling",
+    params.model_dump(mode="json"),
+    [paths.notebook("sampling"), *paths.weights(params.model), *paths.recordings("sampling")],
+)
+
+# %% [markdown]
+# ## 1 · Nine words
+#
+# Before any model, a vocabulary small enough to see whole. Somebody has to continue *the cat sat on
+# the …* and gives these nine words a logit each.
+
+# %%
+words = pd.Series(experiment.NINE_LOGITS, index=experiment.NINE_WORDS, name="logit")
+nine = torch.tensor(words.to_numpy(), dtype=torch.float64)
+words.to_frame().T
+
+# %% [markdown]
+# A `Sampler` is a law: `probs` turns logits into **one** distribution, and `draw` takes a token from
+# that very distribution. Nothing is processed twice, and the probability that is reported for a token
+# is the one that it was drawn with. (Two respected speculative decoders lose exactness at this point:
+# the token comes from one distribution and the number beside it from another.)
+
+# %%
+sampler = fd.Sampler(temperature=0.8, top_k=5, top_p=0.9)
+probs = sampler.probs(nine)
+pd.DataFrame(
+    {"plain softmax": fd.Sampler().probs(nine), "sampler": probs}, index=words.index
+).T.round(3)
+
+# %% [markdown]
+# Each knob by itself, from mild to strong. Temperature moves all the bars and removes none; the
+# filters remove the tail and scale up what is left. Top-k counts heads, top-p adds up mass, min-p asks
+# for a share of the best word's probability. Typical-p is the odd one: it keeps the words whose surprise
+# is close to the *expected* surprise, and so it may drop the most likely word of all.
+
+# %%
+figure = draw.nine_words(experiment.nine_word_table())
+figures.save(figure, "sampling", "nine_words", made_from)
+
+# %% [markdown]
+# ## 2 · The law, checked in front of you
+#
+# Three properties that everything later rests on. First: the draws follow the distribution (Pearson's
+# χ² on 200,000 draws; the generator is fixed, so this is a check and not a lottery).
+
+# %%
+law = experiment.chi_square(sampler, nine, draws=200_000, generator=generator)
+assert law > 1e-4, "the draws do not follow the sampler's own distribution"
+display(Markdown(f"χ² p-value of 200,000 draws: **{law:.3f}**"))
+
+# %% [markdown]
+# Second: what a filter removes has probability zero exactly, so it is never drawn; and temperature 0
+# is the one-hot distribution of the argmax, with the lowest index on ties. It is a distribution like any
+# other, which is what lets greedy decoding and sampling share every line of code that follows.
+
+# %%
+assert set(torch.nonzero(probs).flatten().tolist()) == {0, 1, 2, 3}
+tied = torch.tensor([0.0, 2.0, 2.0])
+assert fd.Sampler(temperature=0).probs(tied).tolist() == [0.0, 1.0, 0.0]
+fd.Sampler(temperature=0).probs(nine)
+
+# %% [markdown]
+# Third: the same kept words and the same probabilities as the processors of `transformers`, chained in
+# the same order. (The test-suite does this over a grid of settings, precisions and awkward logits.)
+
+# %%
+from foredraft.bench import transformers_processors
+
+for knob, one in experiment.one_knob_at_a_time(params):
+    theirs = transformers_processors(one)(torch.tensor([[0]]), nine[None].float()).softmax(-1)[0]
+    ours = one.probs(nine.float())
+    assert torch.equal(ours > 0, theirs > 0), knob
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+# %% [markdown]
+# ## 3 · A real distribution
+#
+# Now the real thing: a language model that this repository has trained, on functions from a package
+# that it has never seen. At each of a few hundred positions the model gives thousands of logits; each
+# knob then makes its own distribution of them.
+
+# %%
+decoder, tokenizer = fd.load(params.model, dtype=torch.float32)
+prompts = experiment.held_out_functions(tokenizer, params.n_prompts, params.prompt_tokens)
+print(tokenizer.decode(prompts[0]))
+
+# %%
+logits = experiment.logits_along(decoder, prompts, params.n_positions)
+knobs = experiment.knob_table(logits, experiment.one_knob_at_a_time(params))
+plain = knobs.query("part == 'temperature' and temperature == 1").set_index("measure")
+display(
+    Markdown(
+        f"Over {len(logits)} positions and {logits.shape[-1]:,} tokens, the plain softmax has a median "
+        f"entropy of **{plain.loc['entropy', 'median']:.2f} nats** (quartiles "
+        f"{plain.loc['entropy', 'low']:.2f} and {plain.loc['entropy', 'high']:.2f}), and the likeliest "
+        f"token a median probability of **{plain.loc['highest', 'median']:.2f}**."
+    )
+)
+
+# %% [markdown]
+# The spread is the point. Half of the positions are nearly decided, others are wide open, and a knob
+# that is a *count* treats them alike.
+
+# %%
+figure = draw.knobs(knobs)
+figures.save(figure, "sampling", "knobs", made_from)
+
+# %% [markdown]
+# How many tokens survive is where the filters differ. A fixed k keeps k tokens at a closing bracket as
+# well as at the start of a name. Top-p, min-p and typical-p follow the distribution: look at the distance
+# between the quartiles.
+
+# %%
+top_p_kept = knobs.query("part == 'top_p' and measure == 'kept'").set_index("top_p")
+top_p_kept[["low", "median", "high"]].astype(int)
+
+# %% [markdown]
+# ## 4 · Diversity against likelihood
+#
+# What does this do to text? For every pair of temperature and top-p the model continues each prompt
+# several times. *Likelihood* is −log p a token under the model's plain softmax (lower is safer).
+# *Diversity* is the share of distinct bigrams over all samples of one prompt.
+
+# %%
+texts = experiment.text_table(decoder, prompts, experiment.grid(params), params)
+figure = draw.grid(texts)
+figures.save(figure, "sampling", "grid", made_from)
+
+# %% [markdown]
+# Temperature and top-p are two roads to much the same place: the right panel puts all pairs on one
+# plane, and they lie close to one curve. Where they part, they part at the hot end: there a high
+# temperature without a filter spends its diversity on tokens that the model itself thinks absurd.
+
+# %%
+likelihoods = texts.query("measure == 'nats'").pivot_table(
+    index="temperature", columns="top_p", values="mean"
+)
+likelihoods.round(2)
+
+# %% [markdown]
+# ## 5 · Repetition
+#
+# Greedy decoding of a small model falls into loops. The repetition penalty divides the positive logits
+# of every token that has occurred, prompt included, and multiplies the negative ones. How much of the
+# looping does it cure, and at what price in likelihood?
+
+# %%
+loops = experiment.text_table(decoder, prompts, experiment.penalties(params), params)
+figure = draw.repetition(loops)
+figures.save(figure, "sampling", "repetition", made_from)
+
+# %%
+weak, strong = params.repetition_penalties[0], params.repetition_penalties[-1]
+repeated = loops.query("measure == 'repeated'").set_index("repetition_penalty")["mean"]
+nats = loops.query("measure == 'nats'").set_index("repetition_penalty")["mean"]
+display(
+    Markdown(
+        f"From penalty {weak:g} to {strong:g} the share of repeated 4-grams falls from "
+        f"**{repeated[weak]:.0%}** to **{repeated[strong]:.0%}**, and the text becomes less likely by "
+        f"**{nats[strong] - nats[weak]:.2f} nats a token**. In code, where a name *should* come back, "
+        f"that is a steep price."
+    )
+)
+
+# %% [markdown]
+# ## 6 · What it costs
+#
+# At a vocabulary of 256,000 the sampler is no longer free: the usual top-p sorts every row in full.
+# A peaked distribution does not need that: the likeliest few tokens hold the mass, and a glance tells
+# whether they do. Times are never taken in this pipeline, since they would differ on every run; they
+# are recorded with `foredraft record sampling` and drawn here. The ratio is that of two arms timed in
+# alternation in one process.
+
+# %%
+if measure:
+    from foredraft.bench import sampling_benchmark
+
+    costs, where = sampling_benchmark(), "this machine, now"
+else:
+    recorded = recording.recordings("sampling")["cpu"]
+    costs = recorded.table
+    where = f"{recorded.machine.name}, {recorded.machine.cores} cores, {recorded.date}"
+figure = draw.costs(costs, where)
+figures.save(figure, "sampling", "costs", made_from)
+
+# %%
+usual = costs[(costs.setting == "temperature, top-k, top-p") & (costs.logits == "peaked")]
+usual = usual.set_index("vocab")[["foredraft_ms_median", "transformers_ms_median", "ratio_median"]]
+usual.round(2)
+
+# %% [markdown]
+# ## 7 · The results
+#
+# The tables go to `data/results/sampling.csv`, single values to `sampling.json`, from where `RESULTS.md`,
+# the TeX macros and the README take them.
+
+# %%
+table = pd.concat([knobs, texts, loops], ignore_index=True)
+values, claims = experiment.findings(table, costs, params)
+results.write("sampling", table, values, claims, made_from)
+pd.DataFrame(
+    [{"claim": claim.text, "ours": results.flattened(values)[claim.key]} for claim in claims]
+)
+
+# %% [markdown]
+# ## 8 · What surprised us
+#
+# * **Typical-p can drop the favourite.** At a confident position the likeliest token is *less* surprising
+#   than average, and with a low mass it goes first. The nine words show it; no other knob does this.
+# * **Top-p has no fixed size, and that is its virtue.** On real positions the quartiles of its kept set
+#   are an order of magnitude apart, at the same setting.
+# * **The order matters.** Temperature comes before top-p here, as in `transformers`: heating first lets more
+#   tokens through the same top-p. Two libraries with the same numbers and another order are two samplers.
+# * **What failed**: drawing by a float32 cumulative sum. Over 256,000 entries it loses more mass than many
+#   tokens have; the sampler inverts the cumulated distribution in float64, in two stages.
+#
+# Next: [02, speculative decoding](../README.md#the-articles), where a small model guesses and a large one keeps this law.
+
+# %%
+display(
+    Markdown(
+        f"*Made from* `{len(made_from.inputs)}` *inputs; versions:* `{dict(made_from.versions)}`"
+    )
+)

@@ -1,0 +1,1 @@
+"""One module an article: its figures, drawn from its tidy tables; never imports torch."""
