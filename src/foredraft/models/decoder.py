@@ -33,7 +33,7 @@ class Norm(nn.Module):
         self.offset, self.eps = config.norm_offset, config.norm_eps
         self.weight = nn.Parameter(torch.full((config.hidden_size,), 1.0 - self.offset))
 
-    def forward(self, hidden: Hidden) -> Hidden:
+    def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """Scale each position's features to unit mean square, times the learnt scale."""
         wide = torch.promote_types(hidden.dtype, torch.float32)
         scale = self.weight.to(wide) + self.offset

@@ -26,6 +26,8 @@ from foredraft.types import Float, Int, Tensor
 
 EVALUATE_EVERY = 200
 CHECKPOINT_EVERY = 200
+FLOOR = 0.1
+"""The share of the peak learning rate at which the last stage starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,7 @@ class _Run:
         self.teacher, self.report = teacher, report
         self.checkpoint = Checkpoint(recipe.name)
         self.progress = self.checkpoint.progress() or Progress()
-        depth = recipe.stages[min(self.progress.stage, len(recipe.stages) - 1)].n_layers
-        self.decoder = initialised(recipe, depth)
+        self.decoder = initialised(recipe, self.progress.n_layers or recipe.stages[0].n_layers)
         if self.progress.tokens:
             self.checkpoint.load_model(self.decoder)
 
@@ -178,11 +179,18 @@ class _Run:
 
 
 def learning_rate(recipe: Recipe, progress: Progress) -> float:
-    """Follow the cosine over all tokens, with a linear warm-up at the start of each stage."""
-    done = progress.tokens / recipe.tokens
-    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    """Follow one cosine down to a tenth of the peak, then fall in a line to zero in the last stage.
+
+    Each stage starts with a linear warm-up. The last stage has a rate of its own because it has
+    something of its own to learn: the positions that only its longer sequences reach.
+    """
+    last, before = recipe.stages[-1], recipe.tokens - recipe.stages[-1].tokens
+    if progress.stage == len(recipe.stages) - 1:
+        share = FLOOR * (1 - progress.step * recipe.batch_tokens / last.tokens)
+    else:
+        share = FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress.tokens / before))
     warmup = min(1.0, (progress.step + 1) / recipe.warmup_steps)
-    return recipe.peak_learning_rate * max(cosine, 1e-3) * warmup
+    return recipe.peak_learning_rate * max(share, 0.0) * warmup
 
 
 def distillation_loss(

@@ -32,8 +32,8 @@ class Stage:
 class Recipe:
     """A pocket model: architecture, sizes, stages and the optimiser's few numbers.
 
-    The learning rate warms up over `warmup_steps` at the start of each stage and follows one cosine
-    from `peak_learning_rate` to a tenth of a per cent of it over the tokens of all stages.
+    The learning rate rises to `peak_learning_rate` and falls as `pretrain.learning_rate` says, with
+    a warm-up of `warmup_steps` at the start of each stage.
     """
 
     name: str
@@ -83,7 +83,7 @@ POCKET_LLAMA = Recipe(
         Stage(n_layers=3, sequence=256, tokens=5_000_000),
         Stage(n_layers=6, sequence=256, tokens=2_000_000),
         Stage(n_layers=12, sequence=256, tokens=2_200_000),
-        Stage(n_layers=12, sequence=1024, tokens=600_000),
+        Stage(n_layers=12, sequence=1024, tokens=700_000),
     ),
     peak_learning_rate=2e-3,
 )
@@ -117,8 +117,9 @@ POCKET_LLAMA_DRAFT = Recipe(
         "architectures": ["LlamaForCausalLM"],
     },
     stages=(
-        Stage(n_layers=2, sequence=256, tokens=3_000_000),
-        Stage(n_layers=2, sequence=256, tokens=3_000_000, teacher="pocket-llama"),
+        Stage(n_layers=2, sequence=256, tokens=2_000_000),
+        Stage(n_layers=2, sequence=256, tokens=2_000_000, teacher="pocket-llama"),
+        Stage(n_layers=2, sequence=1024, tokens=700_000, teacher="pocket-llama"),
     ),
     peak_learning_rate=3e-3,
 )

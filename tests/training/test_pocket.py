@@ -1,0 +1,88 @@
+"""The shipped pocket models are what their cards say."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import foredraft as fd
+from foredraft import paths
+from foredraft.training.pocket import rendered
+from foredraft.training.recipes import RECIPES
+
+MEGABYTES = {"pocket-llama": 35, "pocket-gemma2": 35, "pocket-llama-draft": 4}
+every_model = pytest.mark.parametrize("name", RECIPES)
+
+
+def card(name):
+    return json.loads((paths.model(name) / "card.json").read_text(encoding="utf-8"))
+
+
+@every_model
+def test_the_card_is_the_recipe_s_and_the_page_is_the_card_s(name):
+    told, recipe = card(name), RECIPES[name]
+    assert told["command"] == f"foredraft pretrain {name}"
+    assert told["tokens_seen"] >= recipe.tokens
+    assert [stage["tokens"] for stage in told["stages"]] == [s.tokens for s in recipe.stages]
+    assert (paths.model(name) / "README.md").read_text(encoding="utf-8") == rendered(told)
+
+
+@every_model
+def test_weights_are_bfloat16_and_small_enough(name):
+    decoder, _ = fd.load(name)
+    assert decoder.dtype == torch.bfloat16
+    assert decoder.config.max_positions == 4096
+    size = (paths.model(name) / "model.safetensors").stat().st_size
+    assert size <= MEGABYTES[name] * 1e6
+
+
+@every_model
+def test_transformers_loads_the_folder_and_agrees(name):
+    theirs = AutoModelForCausalLM.from_pretrained(
+        paths.model(name), dtype=torch.float32, attn_implementation="eager"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(paths.model(name))
+    ours, same = fd.load(name, dtype=torch.float32)
+    text = "def shortest_path(G, source, target):\n    "
+    assert tokenizer.encode(text) == same.encode(text)
+    ids = torch.tensor([tokenizer.encode(text)])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["pocket-llama", "pocket-gemma2"])
+def test_a_target_clearly_beats_counting(name):
+    told = card(name)
+    assert told["held_out_package"]["bits_per_byte"] < 0.9 * told["five_gram_bits_per_byte"]
+
+
+def test_the_draft_is_clearly_worse_than_its_target_and_close_enough_to_draft():
+    target, draft = (
+        card(name)["held_out_package"] for name in ("pocket-llama", "pocket-llama-draft")
+    )
+    assert draft["nats_per_token"] > target["nats_per_token"] + 0.05
+    assert card("pocket-llama-draft")["overlap_with_teacher"] >= 0.70
+
+
+@pytest.mark.parametrize("name", ["pocket-llama", "pocket-gemma2"])
+def test_long_contexts_do_not_collapse_within_the_training_length(name):
+    by_position = card(name)["held_out_package"]["by_position"]
+    assert by_position["512-1023"] < by_position["32-127"] + 0.1
+
+
+def test_all_pocket_models_share_one_tokenizer():
+    tokenizers = {(paths.model(name) / "tokenizer.json").read_bytes() for name in RECIPES}
+    assert len(tokenizers) == 1
+
+
+def test_a_held_out_continuation_is_likelier_than_the_same_tokens_shuffled():
+    """The weights have learnt order, not only which tokens are frequent."""
+    decoder, tokenizer = fd.load("pocket-llama", dtype=torch.float32)
+    text = torch.tensor(tokenizer.encode("for node in G.nodes():\n    if node not in visited:\n"))
+    shuffled = text[torch.randperm(len(text), generator=torch.Generator().manual_seed(0))]
+    losses = [
+        torch.nn.functional.cross_entropy(decoder(ids[None, :-1])[0], ids[1:]).item()
+        for ids in (text, shuffled)
+    ]
+    assert losses[0] < losses[1] - 1
