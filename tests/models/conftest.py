@@ -55,10 +55,8 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     ),
 }
 VARIANTS = FAMILIES | {
-    "llama-tied": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True),
-    "llama-3.1": lambda: LlamaConfig(
-        **SIZES, attention_bias=True, mlp_bias=True, rope_parameters=LLAMA3_ROPE
-    ),
+    "llama-tied": lambda: LlamaConfig(**SIZES, mlp_bias=True, tie_word_embeddings=True),
+    "llama-3.1": lambda: LlamaConfig(**SIZES, attention_bias=True, rope_parameters=LLAMA3_ROPE),
     "mistral-wide": lambda: MistralConfig(**SIZES, sliding_window=None),
     "qwen2-wide": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True),
     "gemma2-biased": lambda: Gemma2Config(

@@ -78,6 +78,11 @@ class RaggedRun:
         return torch.cat([right, spoilt(wrong)])
 
 
+@pytest.fixture
+def decoder(family, exact_decoder) -> Decoder:
+    return exact_decoder(family)
+
+
 @pytest.fixture(params=range(2))
 def ragged(request, decoder, text) -> RaggedRun:
     """Three rows after five ragged passes, past the sliding window."""
@@ -122,7 +127,7 @@ def test_a_draft_that_was_not_committed_leaves_no_trace(decoder, text):
     assert_close(decoder(tokens[:, 10:24], cache), decoder(tokens)[:, 10:24], **CLOSE)
 
 
-@pytest.mark.parametrize("lengths", [5, 0, [2, 13]])
+@pytest.mark.parametrize("lengths", [5, 0, [2, 13], [0, 13]])
 def test_after_rollback_the_logits_are_those_of_the_text_that_is_left(decoder, text, lengths):
     tokens = text(2, LENGTH)
     cache = prefilled(decoder, torch.cat([tokens[:, :2], spoilt(tokens[:, 2:13])], dim=1))

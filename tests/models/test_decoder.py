@@ -124,11 +124,14 @@ def test_the_rope_scaling_of_llama_3_shows_in_the_logits(exact_decoder, text):
     assert (decoder(tokens) - other(tokens)).abs().max() > 1e-2
 
 
-def test_biases_show_in_the_logits(exact_decoder, text):
-    decoder, tokens = exact_decoder("llama-3.1"), text(2, LENGTH)
-    for name in ("attention.operation.qkv", "attention.operation.out", "mlp.operation.down"):
+@pytest.mark.parametrize("variant", ["llama-3.1", "llama-tied", "qwen2", "gemma2-biased"])
+def test_every_bias_shows_in_the_logits(variant, exact_decoder, text):
+    decoder, tokens = exact_decoder(variant), text(2, LENGTH)
+    biases = [name for name in decoder.state_dict() if name.endswith(".bias")]
+    assert biases
+    for name in biases:
         state = dict(decoder.state_dict())
-        state[f"layers.1.{name}.bias"] = torch.zeros_like(state[f"layers.1.{name}.bias"])
+        state[name] = torch.zeros_like(state[name])
         other = Decoder.from_tensors(decoder.config, state)
         assert (decoder(tokens) - other(tokens)).abs().max() > 1e-2, name
 

@@ -115,6 +115,20 @@ def test_a_float32_table_is_right_to_its_last_digit_at_far_positions():
     assert_close(table.cos.double(), torch.tensor(expected).double(), rtol=rounding, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("weights", "table"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_the_table_of_a_model_is_in_its_precision_but_float32_at_least(weights, table):
+    config = DecoderConfig.from_hf(llama3_config(8, 1, 4, 8192))
+    rotation = config.rotation(torch.arange(3), weights)
+    assert rotation.cos.dtype == rotation.sin.dtype == table
+
+
 def test_heads_keep_their_precision_and_the_table_its_own(heads):
     rate = frequencies(16, 10_000.0, None, CPU)
     rotation = Rotation.at(torch.arange(5)[None], rate, torch.float32)

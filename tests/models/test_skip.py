@@ -139,9 +139,9 @@ def test_a_plan_survives_json_pickle_and_copy(plan):
 
 
 def test_equal_plans_write_the_same_json():
-    text = fd.SkipPlan(attn=[2, 0], mlp=[10, 9]).to_json()
-    assert text == fd.SkipPlan(attn=[0, 2], mlp=[9, 10]).to_json()
-    assert json.loads(text) == {"attn": [0, 2], "mlp": [9, 10]}
+    text = fd.SkipPlan(attn=[40, 3, 17], mlp=[10, 9]).to_json()
+    assert text == fd.SkipPlan(attn=[17, 3, 40], mlp=[9, 10]).to_json()
+    assert json.loads(text) == {"attn": [3, 17, 40], "mlp": [9, 10]}
 
 
 @pytest.mark.parametrize("layers", [[-1], [True], [2, 0, -3]])

@@ -46,7 +46,7 @@ def checkpoint_tensors(config: DecoderConfig, state: Mapping[str, Tensor]) -> di
     for slot in slots(config):
         rows = [shape[0] for shape in slot.sources.values()]
         parts = state[slot.name].split(rows)
-        tensors |= {name: part.contiguous() for name, part in zip(slot.sources, parts, strict=True)}
+        tensors |= zip(slot.sources, parts, strict=True)
     return tensors
 
 
