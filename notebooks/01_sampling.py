@@ -67,7 +67,12 @@ generator = torch.Generator().manual_seed(params.seed)
 made_from = stamp(
     "sampling",
     params.model_dump(mode="json"),
-    [paths.notebook("sampling"), *paths.weights(params.model), *paths.recordings("sampling")],
+    [
+        paths.notebook("sampling"),
+        paths.CORPUS,
+        *paths.weights(params.model),
+        *paths.recordings("sampling"),
+    ],
 )
 
 # %% [markdown]
@@ -84,8 +89,9 @@ words.to_frame().T
 # %% [markdown]
 # A `Sampler` is a law: `probs` turns logits into **one** distribution, and `draw` takes a token from
 # that very distribution. Nothing is processed twice, and the probability that is reported for a token
-# is the one that it was drawn with. (Two respected speculative decoders lose exactness at this point:
-# the token comes from one distribution and the number beside it from another.)
+# is the one that it was drawn with. That sounds like a
+# trifle. In speculative decoding it is what exactness hangs on: a token accepted by the probability of
+# another law than the one it was drawn from bends the output.
 
 # %%
 sampler = fd.Sampler(temperature=0.8, top_k=5, top_p=0.9)
@@ -154,7 +160,7 @@ print(tokenizer.decode(prompts[0]))
 # %%
 logits = experiment.logits_along(decoder, prompts, params.n_positions)
 knobs = experiment.knob_table(logits, experiment.one_knob_at_a_time(params))
-plain = knobs.query("part == 'temperature' and temperature == 1").set_index("measure")
+plain = knobs.query("part == 'reference' and top_p == 1").set_index("measure")
 display(
     Markdown(
         f"Over {len(logits)} positions and {logits.shape[-1]:,} tokens, the plain softmax has a median "
@@ -165,8 +171,8 @@ display(
 )
 
 # %% [markdown]
-# The spread is the point. Half of the positions are nearly decided, others are wide open, and a knob
-# that is a *count* treats them alike.
+# The spread between the quartiles is the point: some positions are nearly decided, others wide open, and
+# a knob that is a *count* treats them alike.
 
 # %%
 figure = draw.knobs(knobs)
@@ -194,9 +200,9 @@ figure = draw.grid(texts)
 figures.save(figure, "sampling", "grid", made_from)
 
 # %% [markdown]
-# Temperature and top-p are two roads to much the same place: the right panel puts all pairs on one
-# plane, and they lie close to one curve. Where they part, they part at the hot end: there a high
-# temperature without a filter spends its diversity on tokens that the model itself thinks absurd.
+# Temperature and top-p both trade likelihood for diversity. The right panel puts all pairs on one plane,
+# a line for each top-p: where two lines lie on each other, it does not matter which of the two knobs is
+# turned; where they part, it does. How far likelihood moves along the grid:
 
 # %%
 likelihoods = texts.query("measure == 'nats'").pivot_table(
@@ -217,15 +223,15 @@ figure = draw.repetition(loops)
 figures.save(figure, "sampling", "repetition", made_from)
 
 # %%
-weak, strong = params.repetition_penalties[0], params.repetition_penalties[-1]
+weak, strong = min(params.repetition_penalties), max(params.repetition_penalties)
 repeated = loops.query("measure == 'repeated'").set_index("repetition_penalty")["mean"]
 nats = loops.query("measure == 'nats'").set_index("repetition_penalty")["mean"]
 display(
     Markdown(
-        f"From penalty {weak:g} to {strong:g} the share of repeated 4-grams falls from "
-        f"**{repeated[weak]:.0%}** to **{repeated[strong]:.0%}**, and the text becomes less likely by "
-        f"**{nats[strong] - nats[weak]:.2f} nats a token**. In code, where a name *should* come back, "
-        f"that is a steep price."
+        f"From penalty {weak:g} to {strong:g} the share of repeated 4-grams goes from "
+        f"**{repeated[weak]:.0%}** to **{repeated[strong]:.0%}**, and −log p of the text from "
+        f"**{nats[weak]:.2f}** to **{nats[strong]:.2f} nats a token**. In code, where a name *should* "
+        f"come back, a penalty on every token that has occurred is a blunt tool."
     )
 )
 
@@ -239,21 +245,26 @@ display(
 # alternation in one process.
 
 # %%
-if measure:
-    from foredraft.bench import sampling_benchmark
-
-    costs, where = sampling_benchmark(), "this machine, now"
-else:
-    recorded = recording.recordings("sampling")["cpu"]
-    costs = recorded.table
-    where = f"{recorded.machine.name}, {recorded.machine.cores} cores, {recorded.date}"
-figure = draw.costs(costs, where)
-figures.save(figure, "sampling", "costs", made_from)
+recorded = recording.recordings("sampling")["cpu"]
+costs = recorded.table
+where = f"{recorded.machine.name}, {recorded.machine.cores} cores, {recorded.date}"
+changed = ", ".join(recorded.source_changed) or "nothing"
+display(Markdown(f"*Recorded on* {where}. *Of its sources, changed since:* {changed}."))
+figures.save(draw.costs(costs, where), "sampling", "costs", made_from)
 
 # %%
 usual = costs[(costs.setting == "temperature, top-k, top-p") & (costs.logits == "peaked")]
 usual = usual.set_index("vocab")[["foredraft_ms_median", "transformers_ms_median", "ratio_median"]]
 usual.round(2)
+
+# %% [markdown]
+# With `measure = True` the same is timed here and now, shown, and kept nowhere.
+
+# %%
+if measure:
+    from foredraft.bench import sampling_benchmark
+
+    display(draw.costs(sampling_benchmark(), "this machine, now"))
 
 # %% [markdown]
 # ## 7 · The results
@@ -263,7 +274,7 @@ usual.round(2)
 
 # %%
 table = pd.concat([knobs, texts, loops], ignore_index=True)
-values, claims = experiment.findings(table, costs, params)
+values, claims = experiment.findings(table, costs)
 results.write("sampling", table, values, claims, made_from)
 pd.DataFrame(
     [{"claim": claim.text, "ours": results.flattened(values)[claim.key]} for claim in claims]
@@ -272,14 +283,13 @@ pd.DataFrame(
 # %% [markdown]
 # ## 8 · What surprised us
 #
-# * **Typical-p can drop the favourite.** At a confident position the likeliest token is *less* surprising
-#   than average, and with a low mass it goes first. The nine words show it; no other knob does this.
-# * **Top-p has no fixed size, and that is its virtue.** On real positions the quartiles of its kept set
-#   are an order of magnitude apart, at the same setting.
+# * **Typical-p can drop the favourite.** Where a position is undecided, the likeliest token is a good deal
+#   *less* surprising than average, and with a low mass it goes. The nine words show it; no other knob
+#   does this.
+# * **Top-p has no fixed size, and that is its virtue.** The table in section 3 has the quartiles of its
+#   kept set at each setting.
 # * **The order matters.** Temperature comes before top-p here, as in `transformers`: heating first lets more
 #   tokens through the same top-p. Two libraries with the same numbers and another order are two samplers.
-# * **What failed**: drawing by a float32 cumulative sum. Over 256,000 entries it loses more mass than many
-#   tokens have; the sampler inverts the cumulated distribution in float64, in two stages.
 #
 # Next: [02, speculative decoding](../README.md#the-articles), where a small model guesses and a large one keeps this law.
 

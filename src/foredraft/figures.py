@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import pandas as pd
@@ -105,6 +105,14 @@ def heatmap(axes: Axes, frame: pd.DataFrame, *, x: str, y: str, value: str) -> A
     sns.heatmap(grid, ax=axes, cmap=SEQUENTIAL, **text)
     axes.tick_params(axis="y", labelrotation=0)
     return axes
+
+
+def where(frame: pd.DataFrame, **columns: object) -> pd.DataFrame:
+    """The rows in which all these columns have these values."""
+    chosen = pd.Series(True, index=frame.index)
+    for column, wanted in columns.items():
+        chosen &= frame[column] == wanted
+    return cast("pd.DataFrame", frame.loc[chosen])
 
 
 def save(figure: Figure, slug: str, name: str, stamp: Stamp) -> Figure:

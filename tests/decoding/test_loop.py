@@ -198,6 +198,23 @@ def test_bad_input_is_refused_with_the_reason(pair, prompts, n, told):
         fd.generate(ours, prompts, sampler=GREEDY, max_new_tokens=n)
 
 
-def test_no_prompts_give_no_tokens(pair):
+def test_no_prompts_give_no_tokens_and_an_empty_table(pair):
     _, ours = pair
-    assert fd.generate(ours, [], sampler=GREEDY, max_new_tokens=3).tokens == []
+    made = fd.generate(ours, [], sampler=GREEDY, max_new_tokens=3)
+    assert made.tokens == []
+    assert len(made.trace.table()) == 0
+    assert "confidence" in made.trace.table()
+
+
+@pytest.mark.parametrize("prompts", [torch.tensor([1, 2]), torch.tensor([[1.0, 2.0]])])
+def test_a_tensor_that_is_no_batch_of_ids_is_refused(pair, prompts):
+    _, ours = pair
+    with pytest.raises(ValueError, match=r"integer token ids \[batch, seq\]"):
+        fd.generate(ours, prompts, sampler=GREEDY, max_new_tokens=3)
+
+
+def test_a_generator_of_another_device_is_refused(pair):
+    theirs, _ = pair
+    elsewhere = fd.Decoder.from_hf(theirs).to("meta")
+    with pytest.raises(ValueError, match="the generator is on cpu, the model on meta"):
+        fd.generate(elsewhere, [[1]], sampler=GREEDY, max_new_tokens=1, generator=generator())

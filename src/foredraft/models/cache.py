@@ -116,4 +116,9 @@ class KVCache:
             raise ValueError(f"length {max(lengths)} exceeds the cache's capacity {self.capacity}")
         self.lengths = tuple(lengths)
         self.longest, self.shortest = max(lengths), min(lengths)
-        self._lengths = torch.tensor(self.lengths, device=self.keys[0].device)
+        # Lengths move from the host only when rows part: a copy waits for the device.
+        if self.shortest == self.longest:
+            place = {"dtype": torch.int64, "device": self.keys[0].device}
+            self._lengths = torch.full((len(self.lengths),), self.longest, **place)
+        else:
+            self._lengths = torch.tensor(self.lengths, device=self.keys[0].device)

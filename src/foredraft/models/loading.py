@@ -37,7 +37,8 @@ from foredraft.types import Tensor
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
+HUB_FILES = ["*.json", "model*.safetensors", "*.jinja"]
+"""Some folders hold the weights a second time, as `consolidated.safetensors`."""
 
 
 def load(

@@ -28,7 +28,7 @@ def nine_words(frame: pd.DataFrame) -> Figure:
     settings = list(frame["setting"].unique())
     figure = figures.panels(3, len(settings) // 3, height=1.5)
     for axes, setting in zip(figure.axes, settings, strict=True):
-        rows = frame[frame["setting"] == setting]
+        rows = figures.where(frame, setting=setting)
         places = np.arange(len(rows))
         axes.bar(places, rows["plain"], color=REMOVED, width=0.85, linewidth=0)
         axes.bar(places, rows["probability"], color=BLUE, width=0.5, linewidth=0)
@@ -51,7 +51,7 @@ def knobs(table: pd.DataFrame) -> Figure:
     for row, (measure, label) in enumerate(rows):
         for column, (knob, title) in enumerate(KNOBS.items()):
             axes = figure.axes[row * len(KNOBS) + column]
-            part = table[(table["part"] == knob) & (table["measure"] == measure)]
+            part = figures.where(table, part=knob, measure=measure)
             _band(axes, part, knob)
             axes.set_xlabel(title if row else "")
             axes.set_ylabel(label if column == 0 else "")
@@ -60,9 +60,7 @@ def knobs(table: pd.DataFrame) -> Figure:
             if measure == "kept":
                 axes.set_yscale("log")
             axes.minorticks_off()
-    figure.suptitle(
-        "A count treats every position alike; a mass or a share follows the distribution"
-    )
+    figure.suptitle("Each knob on real distributions: median and quartiles over positions")
     _share_y(figure, len(KNOBS))
     return figure
 
@@ -76,17 +74,19 @@ def grid(table: pd.DataFrame) -> Figure:
         (middle, "distinct", "distinct bigrams (share)"),
     )
     for axes, measure, label in heats:
-        part = table[table["measure"] == measure].rename(columns={"mean": label, "top_p": "top-p"})
+        names = {"mean": label, "top_p": "top-p"}
+        part = figures.where(table, measure=measure).rename(columns=names)
         figures.heatmap(axes, part, x="top-p", y="temperature", value=label)
     wide = table.pivot_table(
         index=["temperature", "top_p"], columns="measure", values="mean"
     ).reset_index()
+    colours = sns.color_palette(figures.SEQUENTIAL, len(set(wide["top_p"])))
     for position, (top_p, part) in enumerate(wide.groupby("top_p")):
-        colour = sns.color_palette(figures.SEQUENTIAL, wide["top_p"].nunique())[position]
+        colour = colours[position]
         right.plot(part["nats"], part["distinct"], "o-", color=colour, label=f"{top_p:g}")
     right.set(xlabel="−log p (nats/token)", ylabel="distinct bigrams (share)")
     right.legend(title="top-p", loc="lower right")
-    figure.suptitle("Temperature and top-p trade likelihood for diversity along nearly one curve")
+    figure.suptitle("What temperature and top-p do to likelihood and diversity")
     return figure
 
 
@@ -99,9 +99,9 @@ def repetition(table: pd.DataFrame) -> Figure:
         strict=True,
     )
     for each, (measure, label) in axes:
-        _band(each, table[table["measure"] == measure], "repetition_penalty", middle="mean")
+        _band(each, figures.where(table, measure=measure), "repetition_penalty", middle="mean")
         each.set(xlabel="repetition penalty", ylabel=label)
-    figure.suptitle("The repetition penalty ends the loops, and the text becomes unlikely")
+    figure.suptitle("What the repetition penalty does to loops and to likelihood")
     figure.axes[0].yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
     return figure
 
@@ -110,15 +110,15 @@ def costs(table: pd.DataFrame, where: str) -> Figure:
     """How many times faster than transformers' processors, by vocabulary and setting."""
     figure = figures.panels(2, height=2.6)
     for axes, shape in zip(figure.axes, ("peaked", "flat"), strict=True):
-        part = table[table["logits"] == shape]
+        part = figures.where(table, logits=shape)
         for setting, rows in part.groupby("setting", sort=False):
             middle = rows["ratio_median"]
-            error = np.abs(rows[["ratio_min", "ratio_max"]].to_numpy().T - middle.to_numpy())
+            error = [middle - rows["ratio_min"], rows["ratio_max"] - middle]
             axes.errorbar(rows["vocab"], middle, error, marker="o", capsize=2, label=str(setting))
         axes.axhline(1, color=PLAIN, linewidth=0.8, linestyle=":")
         axes.set(xscale="log", yscale="log", xlabel="vocabulary", ylabel="times faster")
         axes.set_title(f"   {shape} logits", loc="center")
-        axes.set_xticks(sorted(part["vocab"].unique()), minor=False)
+        axes.set_xticks(sorted(set(part["vocab"])), minor=False)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n / 1000:.0f}k"))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}×"))
         axes.minorticks_off()

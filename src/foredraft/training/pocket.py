@@ -110,7 +110,7 @@ versions and digests stand in `data/corpus.json`. The text itself is not redistr
 | 5-gram model of the same corpus, on the package | | {card["five_gram_bits_per_byte"]} |
 {drafts}
 Trained on {card["tokens_seen"]:,} tokens in {card["seconds"]:,} s on {card["device"]}
-({card["threads"]} thread, other work beside it). Loss by position in the held-out package
+({card["threads"]} thread). {card["note"]}Loss by position in the held-out package
 (nats/token; windows of {WINDOW}, then of {LONG_WINDOW}):
 
 | positions | loss |
@@ -156,6 +156,7 @@ def _origin(recipe: Recipe, decoder: Decoder, progress: Progress, device: str) -
         "seconds": round(progress.seconds),
         "device": this_machine(device).name,
         "threads": torch.get_num_threads(),
+        "note": "",
     }
 
 

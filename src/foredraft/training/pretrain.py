@@ -86,6 +86,8 @@ class _Run:
         self.decoder = initialised(recipe, self.progress.n_layers or recipe.stages[0].n_layers)
         if self.progress.tokens:
             self.checkpoint.load_model(self.decoder)
+        elif recipe.starts_with_teachers_embedding and teacher is not None:
+            self.decoder.embedding.weight.data.copy_(teacher.embedding.weight)
 
     def train_stage(self, index: int) -> None:
         stage = self.recipe.stages[index]

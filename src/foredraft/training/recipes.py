@@ -47,6 +47,8 @@ class Recipe:
     clip_norm: float = 1.0
     warmup_steps: int = 80
     seed: int = 0
+    starts_with_teachers_embedding: bool = False
+    """Whether a student of the teacher's width takes over its embedding, which is also the head."""
 
     @property
     def tokens(self) -> int:
@@ -109,19 +111,19 @@ POCKET_LLAMA_DRAFT = Recipe(
     name="pocket-llama-draft",
     architecture=LlamaConfig,
     sizes={
-        "hidden_size": 192,
-        "intermediate_size": 512,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 3,
+        "hidden_size": 320,
+        "intermediate_size": 192,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
         "head_dim": 32,
         "architectures": ["LlamaForCausalLM"],
     },
     stages=(
-        Stage(n_layers=2, sequence=256, tokens=2_000_000),
-        Stage(n_layers=2, sequence=256, tokens=2_000_000, teacher="pocket-llama"),
-        Stage(n_layers=2, sequence=1024, tokens=700_000, teacher="pocket-llama"),
+        Stage(n_layers=2, sequence=256, tokens=3_600_000, teacher="pocket-llama"),
+        Stage(n_layers=2, sequence=1024, tokens=500_000, teacher="pocket-llama"),
     ),
-    peak_learning_rate=3e-3,
+    peak_learning_rate=2e-3,
+    starts_with_teachers_embedding=True,
 )
 
 RECIPES = {recipe.name: recipe for recipe in (POCKET_LLAMA, POCKET_LLAMA_DRAFT, POCKET_GEMMA2)}
