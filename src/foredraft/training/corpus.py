@@ -172,4 +172,5 @@ def _split(folder: Path, name: str, docs: Iterator[Document], tokenizer: Tokeniz
 def _encode(texts: list[str], tokenizer: Tokenizer) -> np.ndarray:
     end = tokenizer.token_to_id(END_OF_TEXT)
     encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return np.concatenate([np.array([end, *e.ids], dtype=np.uint16) for e in encodings])
+    streams = [np.array([end, *encoding.ids], dtype=np.uint16) for encoding in encodings]
+    return np.concatenate([np.empty(0, dtype=np.uint16), *streams])
