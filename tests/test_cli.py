@@ -160,3 +160,24 @@ def test_every_article_can_be_asked_for(foredraft, ran):
     for article in ARTICLES:
         assert foredraft("run", article.slug)[0] == 0
     assert [slug for slug, *_ in ran] == list(params.SECTIONS)
+
+
+def test_generated_text_is_shown_whole_and_the_same_for_the_same_seed(foredraft):
+    words = ("generate", "def mean(x):", "-n", "12", "--top-k", "20", "--top-p", "0.9")
+    first, again = foredraft(*words, "--seed", "3"), foredraft(*words, "--seed", "3")
+    assert first == again
+    assert first[0] == 0
+    assert foredraft(*words, "--seed", "4")[1] != first[1]
+
+
+def test_a_sampler_that_makes_no_sense_is_one_line_and_no_traceback(foredraft):
+    code, out, err = foredraft("generate", "x", "--top-p", "1.5")
+    assert (code, out) == (2, "")
+    assert "top_p" in err
+    assert "Traceback" not in err
+
+
+def test_a_model_that_is_not_there_is_one_line_with_what_is(foredraft):
+    code, _, err = foredraft("generate", "x", "--model", "pocket-lama")
+    assert code == 2
+    assert "pocket-llama" in err

@@ -111,13 +111,16 @@ def models() -> None:
 
 
 @app.command()
-def generate(
+def generate(  # noqa: PLR0913 - one option a knob
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],
     model: Annotated[
         str, typer.Option(help="Name, folder or hub id; see `foredraft models`.")
     ] = "pocket-llama",
     n: Annotated[int, typer.Option("-n", help="How many tokens at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Keep this many tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep this much mass; 1: all.")] = 1.0,
+    device: Device = "cpu",
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
 ) -> None:
     """Continue a text, shown as it is made."""
@@ -126,7 +129,8 @@ def generate(
     import foredraft as fd
     from foredraft.decoding.trace import Round
 
-    decoder, tokenizer = fd.load(model)
+    sampler = fd.Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
+    decoder, tokenizer = fd.load(model, device=device)
     made: list[int] = []
     shown = ""
 
@@ -141,12 +145,12 @@ def generate(
     fd.generate(
         decoder,
         [tokenizer.encode(prompt)],
-        sampler=fd.Sampler(temperature=temperature),
+        sampler=sampler,
         max_new_tokens=n,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator(device).manual_seed(seed),
         on_round=show,
     )
-    typer.echo()
+    typer.echo(str(tokenizer.decode(made))[len(shown) :])
 
 
 @app.command()
