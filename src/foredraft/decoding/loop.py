@@ -92,6 +92,7 @@ class _Batch:
         self.rows = list(range(len(prompts)))
         longest = max(map(len, prompts))
         self.cache = model.new_cache(len(prompts), longest + max_new_tokens)
+        self.texts = _Texts(prompts, longest + max_new_tokens, model.device)
 
     def prefill(self) -> Float[Tensor, "batch vocab"]:
         """Read all prompts at once; give the logits after the last token of each."""
@@ -115,8 +116,10 @@ class _Batch:
         self, logits: Float[Tensor, "batch vocab"], *, index: int, generator: torch.Generator
     ) -> Round:
         """Draw one token for each row and bring them to the host: the round's only wait."""
-        probs = self.sampler.probs(logits, self._prefixes())
+        prefix = None if self.sampler.repetition_penalty == 1 else self.texts.tokens
+        probs = self.sampler.probs(logits, prefix)
         drawn = self.sampler.draw(probs, generator=generator)
+        self.texts.append(drawn)
         wide = logits.to(probs.dtype)
         chosen = wide.gather(-1, drawn[:, None]).squeeze(-1)
         confidence = (chosen - wide.logsumexp(-1)).exp().double()
@@ -142,15 +145,29 @@ class _Batch:
         ]
         if going and len(going) < len(self.rows):
             self.cache.keep_rows(going)
+            self.texts.keep_rows(going)
         self.rows = [self.rows[position] for position in going]
         return bool(self.rows)
 
-    def _prefixes(self) -> Int[Tensor, "batch seq"] | None:
-        """Give all tokens before the next one, padded with −1, if the sampler asks for them."""
-        if self.sampler.repetition_penalty == 1.0:
-            return None
-        texts = [self.prompts[row] + self.emitted[row] for row in self.rows]
-        return _padded(texts, -1).to(self.model.device)
+
+class _Texts:
+    """Prompt and emitted tokens of each row on the device, padded with −1 behind its end."""
+
+    def __init__(self, prompts: list[list[int]], capacity: int, device: torch.device) -> None:
+        self.tokens = torch.full((len(prompts), capacity), -1, device=device)
+        padded = _padded(prompts, -1).to(device)
+        self.tokens[:, : padded.shape[1]] = padded
+        self.ends = (self.tokens >= 0).sum(-1, keepdim=True)
+
+    def append(self, drawn: Int[Tensor, " batch"]) -> None:
+        """Add one token to each row."""
+        self.tokens.scatter_(1, self.ends, drawn[:, None])
+        self.ends += 1
+
+    def keep_rows(self, rows: list[int]) -> None:
+        """Drop the rows not named."""
+        index = torch.tensor(rows, device=self.tokens.device)
+        self.tokens, self.ends = self.tokens[index], self.ends[index]
 
 
 def _checked(prompts: Prompts, model: Decoder, max_new_tokens: int) -> list[list[int]]:
