@@ -45,20 +45,23 @@ def generate(  # noqa: PLR0913 - the one call that readers make
     *,
     sampler: Sampler,
     max_new_tokens: int,
+    drafter: None = None,
     generator: torch.Generator | None = None,
     eos_token_id: int | Sequence[int] | None = None,
     on_round: Callable[[Round], None] | None = None,
 ) -> Generation:
     """Continue each prompt by at most `max_new_tokens` tokens drawn from the sampler's law.
 
-    `prompts` are lists of token ids, of any lengths, or one tensor [batch, seq]. `generator` None
-    draws from a fresh one that the operating system seeds. A row ends after its first token in
+    `prompts` are lists of token ids, of any lengths, or one tensor [batch, seq]. `drafter` None is
+    plain autoregressive decoding, so far the only kind. `generator` None draws from a fresh one that the operating system seeds. A row ends after its first token in
     `eos_token_id`: one id or several, None for the model's own, [] for never. `on_round` is called
     with each round as soon as it is committed.
 
     Raises ValueError for an empty prompt, an id outside the vocabulary, a negative budget, more
     positions than the model has, and logits from which nothing can be drawn.
     """
+    if drafter is not None:
+        raise ValueError(f"drafter is {drafter!r}; None, autoregressive decoding, is all there is")
     ids = _checked(prompts, model, max_new_tokens)
     if max_new_tokens == 0 or not ids:
         return Generation([[] for _ in ids], Trace(()))
