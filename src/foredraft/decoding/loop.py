@@ -52,10 +52,11 @@ def generate(  # noqa: PLR0913 - the one call that readers make
 ) -> Generation:
     """Continue each prompt by at most `max_new_tokens` tokens drawn from the sampler's law.
 
-    `prompts` are lists of token ids, of any lengths, or one tensor [batch, seq]. `drafter` None is
-    plain autoregressive decoding, so far the only kind. `generator` None draws from a fresh one that
-    the operating system seeds. A row ends after its first token in `eos_token_id`: one id or several,
-    None for the model's own, [] for never. `on_round` is called with each round once it is committed.
+    `prompts` are lists of token ids, of any lengths, or one tensor [batch, seq]. `drafter` None
+    is plain autoregressive decoding, so far the only kind. `generator` None draws from a fresh one
+    that the operating system seeds. A row ends after its first token in `eos_token_id`: one id or
+    several, None for the model's own, [] for never. `on_round` is called with each round as soon as
+    it is committed.
 
     Raises ValueError for an empty prompt, an id outside the vocabulary, a negative budget, more
     positions than the model has, and logits from which nothing can be drawn.
