@@ -61,8 +61,23 @@ def test_a_target_clearly_beats_counting(name):
     assert told["held_out_package"]["bits_per_byte"] < 0.9 * told["five_gram_bits_per_byte"]
 
 
-def test_the_default_model_is_shipped():
-    assert "pocket-llama" in SHIPPED
+def test_every_recipe_is_shipped():
+    assert set(SHIPPED) == set(RECIPES)
+
+
+@every_target
+def test_long_contexts_do_not_collapse(name):
+    """The loss late in a window of 1,024 is no worse than early in it, where there is less to see."""
+    positions = card(name)["held_out_package"]["by_position"]
+    assert positions["512-1023"] < positions["32-127"]
+    assert positions["512-1023"] < 1.05 * positions["128-255"]
+
+
+def test_the_draft_is_clearly_worse_than_its_target_and_mostly_agrees_with_it():
+    draft, target = card("pocket-llama-draft"), card("pocket-llama")
+    losses = [told["held_out_package"]["nats_per_token"] for told in (draft, target)]
+    assert losses[0] > losses[1] + 0.2
+    assert max(draft["overlap_with_teacher"], draft["overlap_with_teacher_files"]) >= 0.70
 
 
 def test_all_pocket_models_share_one_tokenizer():

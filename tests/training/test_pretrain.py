@@ -1,4 +1,4 @@
-"""Training: stacked depth, one cosine, exact resume, teaching, several processes."""
+"""Training: stacked depth, one line to zero, exact resume, teaching, several processes."""
 
 import json
 import subprocess
@@ -115,15 +115,14 @@ def test_a_depth_that_is_no_multiple_is_refused():
         deepened(initialised(RECIPE, 2), RECIPE, 3)
 
 
-def test_the_learning_rate_follows_one_cosine_and_the_last_stage_a_line_to_zero():
-    peak, before = RECIPE.peak_learning_rate, 1280
+def test_the_learning_rate_falls_in_one_line_to_zero_and_warms_up_in_each_stage():
+    peak, whole = RECIPE.peak_learning_rate, RECIPE.tokens
     assert learning_rate(RECIPE, Progress(step=0)) == pytest.approx(peak / 4)
-    assert learning_rate(RECIPE, Progress(step=10)) == peak
-    halfway = Progress(stage=1, step=10, tokens=before // 2)
-    assert learning_rate(RECIPE, halfway) == pytest.approx(0.55 * peak)
-    last = [Progress(stage=2, step=step, tokens=before + 64 * step) for step in (3, 5, 10)]
-    wanted = [0.1 * peak * share for share in (0.7, 0.5, 0.0)]
-    assert [learning_rate(RECIPE, progress) for progress in last] == pytest.approx(wanted)
+    halfway = Progress(stage=1, step=10, tokens=whole // 2)
+    assert learning_rate(RECIPE, halfway) == pytest.approx(peak / 2)
+    entered = Progress(stage=2, step=1, tokens=whole // 2)
+    assert learning_rate(RECIPE, entered) == pytest.approx(peak / 4)
+    assert learning_rate(RECIPE, Progress(stage=2, step=10, tokens=whole)) == 0
 
 
 def test_a_batch_s_targets_are_its_inputs_shifted_by_one(corpus):

@@ -26,8 +26,6 @@ from foredraft.types import Float, Int, Tensor
 
 EVALUATE_EVERY = 200
 CHECKPOINT_EVERY = 200
-FLOOR = 0.1
-"""The share of the peak learning rate at which the last stage starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +61,8 @@ def pretrain(
     backend = "inductor" if compile else "no"
     accelerator = Accelerator(mixed_precision="bf16", cpu=device == "cpu", dynamo_backend=backend)
     run = _Run(recipe, corpus, accelerator, teacher, report)
+    if compile and teacher is not None:
+        run.taught_by, run.distil = torch.compile(teacher), torch.compile(distillation_loss)
     for index in range(run.progress.stage, len(recipe.stages)):
         run.train_stage(index)
     return run.decoder.eval().requires_grad_(False), run.progress
@@ -80,7 +80,9 @@ class _Run:
         report: Report,
     ) -> None:
         self.recipe, self.corpus, self.accelerator = recipe, corpus, accelerator
-        self.teacher, self.report = teacher, report
+        self.taught_by: Callable[[Tensor], Tensor] | None = teacher
+        self.distil: Callable[[Tensor, Tensor], Tensor] = distillation_loss
+        self.report = report
         self.checkpoint = Checkpoint(recipe.name)
         self.progress = self.checkpoint.progress() or Progress()
         self.decoder = initialised(recipe, self.progress.n_layers or recipe.stages[0].n_layers)
@@ -137,11 +139,11 @@ class _Run:
     ) -> Float[Tensor, ""]:
         inputs, targets = batch[:, :-1], batch[:, 1:]
         logits = model(inputs).flatten(0, 1).float()
-        if stage.teacher is None or self.teacher is None:
+        if stage.teacher is None or self.taught_by is None:
             return F.cross_entropy(logits, targets.flatten())
         with torch.no_grad():
-            taught = self.teacher(inputs).flatten(0, 1).float().softmax(-1)
-        return distillation_loss(logits, taught)
+            taught = self.taught_by(inputs).flatten(0, 1).float().softmax(-1)
+        return self.distil(logits, taught)
 
     def _batch(self, stage: Stage) -> Int[Tensor, "rows window"]:
         """Draw this step's windows at random offsets; each process takes every n-th row."""
@@ -181,18 +183,13 @@ class _Run:
 
 
 def learning_rate(recipe: Recipe, progress: Progress) -> float:
-    """Follow one cosine down to a tenth of the peak, then fall in a line to zero in the last stage.
+    """Fall in one line from the peak to zero over all stages, each entered with a short warm-up.
 
-    Each stage starts with a linear warm-up. The last stage has a rate of its own because it has
-    something of its own to learn: the positions that only its longer sequences reach.
+    A straight line to zero needs no other number, and each stage, the last at its longer sequences
+    too, keeps a rate that it can learn at (arXiv 2502.15938).
     """
-    last, before = recipe.stages[-1], recipe.tokens - recipe.stages[-1].tokens
-    if progress.stage == len(recipe.stages) - 1:
-        share = FLOOR * (1 - progress.step * recipe.batch_tokens / last.tokens)
-    else:
-        share = FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress.tokens / before))
     warmup = min(1.0, (progress.step + 1) / recipe.warmup_steps)
-    return recipe.peak_learning_rate * max(share, 0.0) * warmup
+    return recipe.peak_learning_rate * max(1 - progress.tokens / recipe.tokens, 0.0) * warmup
 
 
 def distillation_loss(

@@ -32,8 +32,8 @@ class Stage:
 class Recipe:
     """A pocket model: architecture, sizes, stages and the optimiser's few numbers.
 
-    The learning rate rises to `peak_learning_rate` and falls as `pretrain.learning_rate` says, with
-    a warm-up of `warmup_steps` at the start of each stage.
+    The learning rate falls from `peak_learning_rate` as `pretrain.learning_rate` says, with a
+    warm-up of `warmup_steps` at the start of each stage.
     """
 
     name: str
@@ -86,6 +86,8 @@ POCKET_LLAMA = Recipe(
         Stage(n_layers=6, sequence=256, tokens=2_000_000),
         Stage(n_layers=12, sequence=256, tokens=2_200_000),
         Stage(n_layers=12, sequence=1024, tokens=700_000),
+        Stage(n_layers=12, sequence=256, tokens=2_400_000),
+        Stage(n_layers=12, sequence=1024, tokens=3_000_000),
     ),
     peak_learning_rate=2e-3,
 )
@@ -103,7 +105,12 @@ POCKET_GEMMA2 = Recipe(
         "sliding_window": 256,
         "architectures": ["Gemma2ForCausalLM"],
     },
-    stages=POCKET_LLAMA.stages,
+    stages=(
+        Stage(n_layers=3, sequence=256, tokens=5_000_000),
+        Stage(n_layers=6, sequence=256, tokens=2_000_000),
+        Stage(n_layers=12, sequence=256, tokens=2_000_000),
+        Stage(n_layers=12, sequence=1024, tokens=2_000_000),
+    ),
     peak_learning_rate=2e-3,
 )
 
@@ -119,8 +126,8 @@ POCKET_LLAMA_DRAFT = Recipe(
         "architectures": ["LlamaForCausalLM"],
     },
     stages=(
-        Stage(n_layers=2, sequence=256, tokens=3_600_000, teacher="pocket-llama"),
-        Stage(n_layers=2, sequence=1024, tokens=500_000, teacher="pocket-llama"),
+        Stage(n_layers=2, sequence=256, tokens=5_600_000, teacher="pocket-llama"),
+        Stage(n_layers=2, sequence=1024, tokens=1_000_000, teacher="pocket-llama"),
     ),
     peak_learning_rate=2e-3,
     starts_with_teachers_embedding=True,
