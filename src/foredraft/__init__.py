@@ -7,20 +7,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foredraft.decoding.draft import ModelDrafter as ModelDrafter
+    from foredraft.decoding.draft import PromptLookupDrafter as PromptLookupDrafter
+    from foredraft.decoding.exit import ConfidenceExit as ConfidenceExit
+    from foredraft.decoding.exit import FixedLength as FixedLength
+    from foredraft.decoding.gate import AlwaysDraft as AlwaysDraft
     from foredraft.decoding.loop import Generation as Generation
     from foredraft.decoding.loop import generate as generate
+    from foredraft.decoding.verify import verify as verify
     from foredraft.models.decoder import Decoder as Decoder
     from foredraft.models.loading import load as load
     from foredraft.models.skip import SkipPlan as SkipPlan
     from foredraft.sampling import Sampler as Sampler
 
 _HOMES = {
+    "AlwaysDraft": "foredraft.decoding.gate",
+    "ConfidenceExit": "foredraft.decoding.exit",
     "Decoder": "foredraft.models.decoder",
+    "FixedLength": "foredraft.decoding.exit",
     "Generation": "foredraft.decoding.loop",
+    "ModelDrafter": "foredraft.decoding.draft",
+    "PromptLookupDrafter": "foredraft.decoding.draft",
     "Sampler": "foredraft.sampling",
     "SkipPlan": "foredraft.models.skip",
     "generate": "foredraft.decoding.loop",
     "load": "foredraft.models.loading",
+    "verify": "foredraft.decoding.verify",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,8 +1,8 @@
-"""The decoding loop: prefill once, then one target pass a round, for a batch of ragged rows.
+"""The decoding loop: prefill once, then gate → draft → verify → commit, for a batch of ragged rows.
 
-Rows have their own lengths, budgets and ends. They are padded on the right for the prefill only;
-what the padding wrote lies behind each row's committed length, where the next pass overwrites it.
-Finished rows leave the batch. The host waits for the device once a round, at the commit.
+One loop for every drafter; plain autoregressive decoding is the one without, whose drafts are
+empty. Rows have their own lengths, budgets, ends and numbers of accepted tokens; finished rows
+leave the batch. The host waits for the device once a round, at the commit.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +10,17 @@ from dataclasses import dataclass
 
 import torch
 
+from foredraft.decoding.draft import Draft, Drafter, Job, confidence
+from foredraft.decoding.exit import Exit, ExitPolicy, FixedLength
+from foredraft.decoding.gate import AlwaysDraft, Gate
+from foredraft.decoding.reader import Reader
+from foredraft.decoding.text import PADDING, Text
 from foredraft.decoding.trace import Round, RowRound, Trace
+from foredraft.decoding.verify import RULES, Verdicts, verify_rows
+from foredraft.hints import unknown
 from foredraft.models.decoder import Decoder
 from foredraft.sampling import Sampler, poisoned
-from foredraft.types import Float, Int, Tensor, Tokens
+from foredraft.types import Float, Int, Tensor
 
 Prompts = Sequence[Sequence[int]] | Tensor
 
@@ -45,133 +52,221 @@ def generate(  # noqa: PLR0913 - the one call that readers make
     *,
     sampler: Sampler,
     max_new_tokens: int,
-    drafter: None = None,
+    drafter: Drafter | None = None,
+    exit_policy: ExitPolicy | None = None,
+    gate: Gate | None = None,
     generator: torch.Generator | None = None,
     eos_token_id: int | Sequence[int] | None = None,
+    verification: str = "token",
     on_round: Callable[[Round], None] | None = None,
 ) -> Generation:
     """Continue each prompt by at most `max_new_tokens` tokens drawn from the sampler's law.
 
-    `prompts` are lists of token ids, of any lengths, or one tensor [batch, seq]. `drafter` None
-    is plain autoregressive decoding, so far the only kind. `generator` None draws from a fresh one
-    that the operating system seeds. A row ends after its first token in `eos_token_id`: one id or
-    several, None for the model's own, [] for never. `on_round` is called with each round as soon as
-    it is committed.
+    `prompts` are lists of token ids, of any lengths, or one tensor [batch, seq]. Whatever drafts,
+    the output law is the target's under `sampler`: `drafter` None is plain autoregressive decoding,
+    `exit_policy` (None: `FixedLength(4)`) says how far to draft, `gate` (None: `AlwaysDraft()`)
+    whether to, and `verification` is "token" or "block" (`foredraft.decoding.verify`). The first
+    token of each row comes from the prefill, without a draft. `generator` None draws from a fresh
+    one that the operating system seeds. A row ends after its first token in `eos_token_id`: one id
+    or several, None for the model's own, [] for never. `on_round` is called with each round as soon
+    as it is committed.
 
     Raises ValueError for an empty prompt, an id outside the vocabulary, a negative budget, more
-    positions than the model has, and logits from which nothing can be drawn.
+    positions than the model has, a drafter that does not fit the target, and logits from which
+    nothing can be drawn.
     """
-    if drafter is not None:
-        raise ValueError(f"drafter is {drafter!r}; None, autoregressive decoding, is all there is")
+    if verification not in RULES:
+        raise unknown("verification", verification, RULES)
     ids = _checked(prompts, model, max_new_tokens)
     if max_new_tokens == 0 or not ids:
         return Generation([[] for _ in ids], Trace(()))
-    batch = _Batch(model, sampler, _ends(eos_token_id, model), max_new_tokens, ids)
+    batch = _Batch(model, ids, sampler, max_new_tokens, _ends(eos_token_id, model))
+    stop, gate = (exit_policy or FixedLength(4)).begin(len(ids)), gate or AlwaysDraft()
+    batch.begin(drafter, stop, gate)
     generator = _on_device(generator, model.device)
     rounds: list[Round] = []
-    logits = batch.prefill()
-    while True:
-        rounds.append(batch.commit(logits, index=len(rounds), generator=generator))
+    while batch.rows:
+        rounds.append(batch.round(len(rounds), verification, generator))
         if on_round is not None:
             on_round(rounds[-1])
-        if not batch.drop_finished():
-            return Generation(batch.emitted, Trace(tuple(rounds)))
-        logits = batch.step()
+        batch.drop_finished()
+    return Generation(batch.emitted, Trace(tuple(rounds)))
 
 
 class _Batch:
-    """The unfinished rows: their cache, what they have emitted, and which original row each is."""
+    """The unfinished rows: their texts, who reads and drafts for them, what they have emitted."""
 
     def __init__(
         self,
         model: Decoder,
-        sampler: Sampler,
-        ends: frozenset[int],
-        max_new_tokens: int,
         prompts: list[list[int]],
+        sampler: Sampler,
+        max_new_tokens: int,
+        ends: frozenset[int],
     ) -> None:
-        self.model, self.sampler, self.ends, self.budget = model, sampler, ends, max_new_tokens
-        self.prompts = prompts
+        self.model, self.sampler, self.budget, self.ends = model, sampler, max_new_tokens, ends
+        self.capacity = max(map(len, prompts)) + max_new_tokens
+        self.text = Text(prompts, self.capacity, model.device)
         self.emitted: list[list[int]] = [[] for _ in prompts]
         self.rows = list(range(len(prompts)))
-        longest = max(map(len, prompts))
-        self.cache = model.new_cache(len(prompts), longest + max_new_tokens)
-        self.texts = _Texts(prompts, longest + max_new_tokens, model.device)
+        self.confidence: list[float] = []
 
-    def prefill(self) -> Float[Tensor, "batch vocab"]:
-        """Read all prompts at once; give the logits after the last token of each."""
-        tokens = _padded(self.prompts, 0).to(self.model.device)
-        hidden = self.model.hidden(tokens, self.cache)
-        lengths = [len(prompt) for prompt in self.prompts]
-        self.cache.commit(lengths)
-        last = torch.tensor(lengths, device=tokens.device) - 1
-        return self.model.logits(hidden[torch.arange(len(lengths), device=tokens.device), last])
+    def begin(self, drafter: Drafter | None, stop: Exit, gate: Gate) -> None:
+        """Put target and drafter to work on the rows."""
+        spare = 0 if drafter is None else stop.max_length + 2
+        batch = len(self.rows)
+        self.stop, self.gate = stop, gate
+        self.reader = Reader(self.model, batch, self.capacity, spare)
+        job = Job(self.reader, self.sampler, batch, self.capacity, spare)
+        self.proposer = drafter.begin(job) if drafter is not None else None
 
-    def step(self) -> Float[Tensor, "batch vocab"]:
-        """Read the token that each row emitted last; give the logits after it."""
-        newest = torch.tensor(
-            [[self.emitted[row][-1]] for row in self.rows], device=self.model.device
+    def round(self, index: int, verification: str, generator: torch.Generator) -> Round:
+        """Gate, draft, verify, commit."""
+        opens, limits = self._limits()
+        draft = self._draft(limits, generator)
+        logits = self.reader.read(self.text, draft.tokens)
+        probs = self.sampler.probs(logits, self._prefixes(draft))
+        verdicts = verify_rows(
+            *(draft.tokens, draft.probs, probs, draft.lengths),
+            verification=verification,
+            generator=generator,
         )
-        hidden = self.model.hidden(newest, self.cache)
-        self.cache.commit(1)
-        return self.model.logits(hidden[:, -1])
+        return Round(index, self._commit(index, opens, draft, logits, probs, verdicts))
 
-    def commit(
-        self, logits: Float[Tensor, "batch vocab"], *, index: int, generator: torch.Generator
-    ) -> Round:
-        """Draw one token for each row and bring them to the host: the round's only wait."""
-        prefix = None if self.sampler.repetition_penalty == 1 else self.texts.tokens
-        probs = self.sampler.probs(logits, prefix)
-        drawn = self.sampler.draw(probs, generator=generator)
-        self.texts.append(drawn)
-        wide = logits.to(probs.dtype)
-        chosen = wide.gather(-1, drawn[:, None]).squeeze(-1)
-        confidence = (chosen - wide.logsumexp(-1)).exp().double()
-        bad = poisoned(probs).double().expand_as(confidence)
-        tokens, confidences, (is_bad, *_) = torch.stack([drawn, confidence, bad]).tolist()
-        if is_bad:
-            raise ValueError(
-                f"round {index} gave logits with NaN, +inf or no finite value at all: check the "
-                "weights, or load the model in a wider dtype"
-            )
-        outcome = []
-        for row, token, sure in zip(self.rows, map(int, tokens), confidences, strict=True):
-            self.emitted[row].append(token)
-            outcome.append(RowRound(row, 0, 0, (token,), "bonus", False, sure))
-        return Round(index, tuple(outcome))
-
-    def drop_finished(self) -> bool:
-        """Keep the rows that go on; say whether there are any."""
+    def drop_finished(self) -> None:
+        """Keep the rows that go on."""
         going = [
             position
             for position, row in enumerate(self.rows)
             if self.emitted[row][-1] not in self.ends and len(self.emitted[row]) < self.budget
         ]
         if going and len(going) < len(self.rows):
-            self.cache.keep_rows(going)
-            self.texts.keep_rows(going)
+            self.reader.cache.keep_rows(going)
+            self.text.keep_rows(going)
+            self.stop.keep_rows(going)
+            self.confidence = [self.confidence[position] for position in going]
+            if self.proposer is not None:
+                self.proposer.keep_rows(going)
         self.rows = [self.rows[position] for position in going]
-        return bool(self.rows)
+
+    def _limits(self) -> tuple[list[bool], list[int]]:
+        """Say which rows draft, and how much at most: one less than they may still emit."""
+        if self.proposer is None or not self.confidence:  # the prefill comes before any gate
+            return [False] * len(self.rows), [0] * len(self.rows)
+        opens = self.gate.opens(self.confidence)
+        left = [self.budget - len(self.emitted[row]) - 1 for row in self.rows]
+        most = self.stop.max_length
+        return opens, [
+            min(most, n) if is_open else 0 for is_open, n in zip(opens, left, strict=True)
+        ]
+
+    def _draft(self, limits: list[int], generator: torch.Generator) -> Draft:
+        if self.proposer is None or max(limits) == 0:
+            return _nothing(len(limits), self.model)
+        draft = self.proposer.propose(self.text, limits, self.stop, generator=generator)
+        return _fitting(draft, limits, self.model.config.vocab_size)
+
+    def _prefixes(self, draft: Draft) -> Int[Tensor, "batch positions seq"] | None:
+        """Give what each position follows: the text, and the drafts before it."""
+        if self.sampler.repetition_penalty == 1:
+            return None
+        n_drafted = draft.tokens.shape[1]
+        behind = torch.ones(n_drafted + 1, n_drafted, device=self.model.device).tril(-1).bool()
+        drafts = torch.where(behind, draft.tokens[:, None], PADDING)
+        texts = self.text.tokens[:, None].expand(-1, n_drafted + 1, -1)
+        return torch.cat([texts, drafts], -1)
+
+    def _commit(  # noqa: PLR0913 - all that the round found out
+        self,
+        index: int,
+        opens: list[bool],
+        draft: Draft,
+        logits: Float[Tensor, "batch positions vocab"],
+        probs: Float[Tensor, "batch positions vocab"],
+        verdicts: Verdicts,
+    ) -> tuple[RowRound, ...]:
+        """Add what stands to the texts and bring it to the host: the round's only wait."""
+        n_accepted = verdicts.n_accepted[:, None]
+        tokens = torch.nn.functional.pad(draft.tokens, (0, 1))
+        tokens = tokens.scatter(1, n_accepted, verdicts.token[:, None])
+        self.text.append(tokens, verdicts.n_accepted + 1)
+        sure = confidence(logits, tokens).double()
+        numbers = torch.stack([verdicts.n_accepted, draft.lengths, _faults(draft, probs)], 1)
+        told = torch.cat([numbers.double(), tokens.double(), sure], 1).tolist()
+        self._refuse(index, int(told[0][2]))
+        n_drafted = draft.tokens.shape[1]
+        outcome = []
+        for row, is_open, (accepted, drafted, _, *rest) in zip(self.rows, opens, told, strict=True):
+            new = [int(token) for token in rest[: int(accepted) + 1]]
+            kept = _cut(new, self.ends)
+            self.emitted[row] += kept
+            kind = "bonus" if accepted == drafted else "recovered"
+            surest = rest[n_drafted + 1 :][len(kept) - 1]
+            outcome.append(
+                RowRound(row, int(drafted), int(accepted), tuple(kept), kind, is_open, surest)
+            )
+        self.text.extend_lengths([int(line[0]) + 1 for line in told])
+        self.reader.forget(self.text)
+        self.stop.learn([row.drafted for row in outcome], [row.accepted for row in outcome])
+        self.confidence = [row.confidence for row in outcome]
+        return tuple(outcome)
+
+    def _refuse(self, index: int, fault: int) -> None:
+        if fault == _BAD_TARGET:
+            raise ValueError(
+                f"round {index} gave logits with NaN, +inf or no finite value at all: check the "
+                "weights, or load the model in a wider dtype"
+            )
+        if fault == _BAD_DRAFT:
+            raise ValueError(
+                f"round {index}: the drafter proposed a token to which its own distribution gives "
+                "no mass, or NaN: Draft.probs must be the law that each token was drawn from"
+            )
 
 
-class _Texts:
-    """Prompt and emitted tokens of each row on the device, padded with −1 behind its end."""
+_BAD_TARGET, _BAD_DRAFT = 2, 1
 
-    def __init__(self, prompts: list[list[int]], capacity: int, device: torch.device) -> None:
-        self.tokens = torch.full((len(prompts), capacity), -1, device=device)
-        padded = _padded(prompts, -1).to(device)
-        self.tokens[:, : padded.shape[1]] = padded
-        self.ends = (self.tokens >= 0).sum(-1, keepdim=True)
 
-    def append(self, drawn: Int[Tensor, " batch"]) -> None:
-        """Add one token to each row."""
-        self.tokens.scatter_(1, self.ends, drawn[:, None])
-        self.ends += 1
+def _faults(draft: Draft, probs: Float[Tensor, "batch positions vocab"]) -> Int[Tensor, " batch"]:
+    """Say on the device what is wrong with this round, the same for every row; 0 if nothing is."""
+    fault = poisoned(probs) * _BAD_TARGET
+    if draft.tokens.shape[1]:
+        drawn = draft.probs.gather(-1, draft.tokens[..., None]).squeeze(-1)
+        within = torch.arange(drawn.shape[1], device=drawn.device) < draft.lengths[:, None]
+        fault = torch.maximum(fault, (within & ~(drawn > 0)).any() * _BAD_DRAFT)
+    return fault.expand(len(draft.lengths))
 
-    def keep_rows(self, rows: list[int]) -> None:
-        """Drop the rows not named."""
-        index = torch.tensor(rows, device=self.tokens.device)
-        self.tokens, self.ends = self.tokens[index], self.ends[index]
+
+def _nothing(batch: int, model: Decoder) -> Draft:
+    """The draft of plain decoding."""
+    tokens = torch.zeros(batch, 0, dtype=torch.int64, device=model.device)
+    probs = torch.zeros(batch, 0, model.config.vocab_size, device=model.device)
+    return Draft(tokens, probs, tokens.new_zeros(batch))
+
+
+def _fitting(draft: Draft, limits: list[int], vocab: int) -> Draft:
+    """Check a proposer's work; drafts beyond a row's limit are dropped."""
+    width = draft.tokens.shape[1] if draft.tokens.dim() == 2 else -1  # noqa: PLR2004
+    if (
+        not 0 <= width <= max(limits)
+        or draft.tokens.shape[0] != len(limits)
+        or tuple(draft.probs.shape) != (len(limits), width, vocab)
+        or tuple(draft.lengths.shape) != (len(limits),)
+    ):
+        raise ValueError(
+            f"the drafter gave tokens {tuple(draft.tokens.shape)}, probs "
+            f"{tuple(draft.probs.shape)} and lengths {tuple(draft.lengths.shape)}; for "
+            f"{len(limits)} rows, at most {max(limits)} drafts and {vocab} tokens they must be "
+            "[batch, k], [batch, k, vocab] and [batch]"
+        )
+    most = torch.tensor(limits, device=draft.lengths.device)
+    return Draft(draft.tokens, draft.probs, torch.minimum(draft.lengths, most))
+
+
+def _cut(tokens: list[int], ends: frozenset[int]) -> list[int]:
+    """Give the tokens up to the first that ends a text, that one included."""
+    end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: end + 1]
 
 
 def _checked(prompts: Prompts, model: Decoder, max_new_tokens: int) -> list[list[int]]:
@@ -217,8 +312,3 @@ def _on_device(generator: torch.Generator | None, device: torch.device) -> torch
             f"torch.Generator({device.type!r})"
         )
     return generator
-
-
-def _padded(rows: list[list[int]], filler: int) -> Tokens:
-    longest = max(map(len, rows))
-    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])

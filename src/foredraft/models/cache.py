@@ -30,10 +30,15 @@ class KVCache:
         batch: int,
         capacity: int,
         *,
+        spare: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Allocate for `batch` rows of at most `capacity` positions."""
+        """Allocate for `batch` rows of at most `capacity` positions.
+
+        `spare` slots more take what is written behind a row and never kept: padding, and drafts
+        beyond the end of a text. They may lie beyond the model's last position.
+        """
         if batch < 1 or capacity < 1:
             raise ValueError(f"batch={batch}, capacity={capacity}: both must be at least 1")
         if capacity > config.max_positions:
@@ -41,13 +46,14 @@ class KVCache:
                 f"capacity {capacity} exceeds the model's {config.max_positions} positions: "
                 "shorten the prompt or ask for fewer new tokens"
             )
-        shape = (batch, capacity, config.n_kv_heads, config.head_dim)
+        slots = capacity + spare
+        shape = (batch, slots, config.n_kv_heads, config.head_dim)
         place = {"dtype": dtype, "device": device}
         self.keys = [torch.zeros(shape, **place) for _ in range(config.n_layers)]
         self.values = [torch.zeros(shape, **place) for _ in range(config.n_layers)]
-        self.capacity = capacity
-        self.rotation = config.rotation(torch.arange(capacity, device=device), dtype)
-        self._row_starts = torch.arange(batch, device=device)[:, None] * capacity
+        self.capacity = slots
+        self.rotation = config.rotation(torch.arange(slots, device=device), dtype)
+        self._row_starts = torch.arange(batch, device=device)[:, None] * slots
         self._set_lengths([0] * batch)
 
     @property

@@ -159,9 +159,10 @@ class Decoder(nn.Module):
         """Where the weights are."""
         return self.embedding.weight.device
 
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """Allocate a cache of this model's shape, dtype and device."""
-        return KVCache(self.config, batch, capacity, dtype=self.dtype, device=self.device)
+    def new_cache(self, batch: int, capacity: int, *, spare: int = 0) -> KVCache:
+        """Allocate a cache of this model's shape, dtype and device; see `KVCache`."""
+        place = {"dtype": self.dtype, "device": self.device}
+        return KVCache(self.config, batch, capacity, spare=spare, **place)
 
     def forward(
         self, tokens: Tokens, cache: KVCache | None = None, *, skip: SkipPlan | None = None

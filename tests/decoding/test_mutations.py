@@ -1,0 +1,337 @@
+"""Every known bug of speculative decoding, put into the shipped code, is caught by an ordinary test.
+
+A mutation changes the source of one function while the ordinary test runs; that test must fail. The
+catalogue is that of the bugs seen in published implementations. `pytest -s` prints the table.
+"""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+import foredraft as fd
+from foredraft.decoding import draft, loop, reader, text, verify
+from tests.decoding import test_law as law
+from tests.decoding import test_speculation as speculation
+from tests.decoding import test_verify as unit
+
+
+@dataclass(frozen=True)
+class Bug:
+    """What goes wrong, where (a function, or a method of a class), and which test must notice."""
+
+    name: str
+    home: object
+    function: str
+    right: str
+    wrong: str
+    test: Callable[[pytest.MonkeyPatch], None]
+
+
+def enumeration(**options):
+    def run(monkeypatch):
+        assert law.distance(law.Case(**options), monkeypatch) < 1e-12
+
+    run.__name__ = "test_three_tokens_follow_the_target_s_law"
+    return run
+
+
+def ordinary(function, *args):
+    def run(monkeypatch):
+        speculation.plain.cache_clear()
+        function(*args)
+
+    run.__name__ = function.__name__
+    return run
+
+
+greedy = ordinary(
+    speculation.test_greedy_text_is_autoregressive_decoding_s_token_for_token,
+    *("llama", "another", "four", "token"),
+)
+itself = ordinary(
+    speculation.test_a_model_that_drafts_for_itself_is_never_rejected, "llama", "token"
+)
+ends = ordinary(speculation.test_an_end_inside_the_accepted_block_ends_the_row_there, "llama", 1)
+budget = ordinary(speculation.test_the_budget_is_exact_whatever_the_draft_length, "llama", 3, 5)
+
+
+def caches(monkeypatch):
+    speculation.test_keys_and_values_after_each_round_are_those_of_a_fresh_prefill(
+        "llama", "another", monkeypatch
+    )
+
+
+def impossible(monkeypatch):
+    unit.test_a_uniform_of_zero_does_not_accept_what_the_target_forbids()
+
+
+def coins(monkeypatch):
+    for length in (1, 2):
+        unit.test_coins_are_independent_of_each_other_and_of_the_draws(length)
+
+
+COLD = fd.Sampler(temperature=0.6)
+BUGS = [
+    Bug(
+        "resample from p after a rejection",
+        verify,
+        "residual",
+        "(w * p - q).clamp(min=0)",
+        "p",
+        enumeration(),
+    ),
+    Bug(
+        "residual |p - q| instead of max(0, p - q)",
+        verify,
+        "residual",
+        "(w * p - q).clamp(min=0)",
+        "(w * p - q).abs()",
+        enumeration(),
+    ),
+    Bug(
+        "epsilon leaks mass into the residual",
+        verify,
+        "residual",
+        "clamp(min=0)",
+        "clamp(min=1e-5)",
+        enumeration(sampler=fd.Sampler(top_k=2)),
+    ),
+    Bug(
+        "residual from the next position's q",
+        verify,
+        "residual",
+        "clamp(max=draft_probs.shape[1] - 1)",
+        "add(1).clamp(max=draft_probs.shape[1] - 1)",
+        enumeration(),
+    ),
+    Bug(
+        "bonus drawn from the last draft's position",
+        verify,
+        "residual",
+        "p = target_probs.take_along_dim(at, 1)",
+        "p = target_probs.take_along_dim(at.clamp(max=1), 1)",
+        enumeration(),
+    ),
+    Bug(
+        "accept with min(1, q / p)",
+        verify,
+        "_ratios",
+        "_at(target[:, :-1], tokens) / _at(draft_probs, tokens)",
+        "_at(draft_probs, tokens) / _at(target[:, :-1], tokens)",
+        enumeration(),
+    ),
+    Bug(
+        "accept by the next position's p",
+        verify,
+        "_ratios",
+        "target[:, :-1]",
+        "target[:, 1:]",
+        enumeration(),
+    ),
+    Bug(
+        "accept a token after a rejected one",
+        verify._TokenRule,
+        "count",
+        "accepted.cumprod(-1).sum(-1)",
+        "accepted.sum(-1)",
+        enumeration(),
+    ),
+    Bug(
+        "r <= p / q accepts what the target forbids",
+        verify,
+        "accepts",
+        "uniforms < chances",
+        "uniforms <= chances",
+        impossible,
+    ),
+    Bug(
+        "greedy drafts with a softmax q",
+        draft,
+        "drafted",
+        "laws.append(sampler.probs(logits, prefix))\n        tokens.append(sampler.draw(laws[-1],",
+        "laws.append(Sampler().probs(logits))\n"
+        "        tokens.append(sampler.draw(sampler.probs(logits, prefix),",
+        enumeration(draft_sampler=fd.Sampler(temperature=0.0)),
+    ),
+    Bug(
+        "q before the temperature, tokens after it",
+        draft,
+        "drafted",
+        "return Draft(torch.stack(tokens, 1), torch.stack(laws, 1), lengths)",
+        "return Draft(torch.stack(tokens, 1), torch.stack(laws, 1).sqrt() / torch.stack(laws, 1).sqrt().sum(-1, keepdim=True), lengths)",
+        enumeration(sampler=COLD),
+    ),
+    Bug(
+        "target without the sampler's filters",
+        loop._Batch,
+        "round",
+        "self.sampler.probs(logits, self._prefixes(draft))",
+        "Sampler().probs(logits)",
+        enumeration(sampler=COLD),
+    ),
+    Bug(
+        "repetition penalty does not see the drafts",
+        loop._Batch,
+        "_prefixes",
+        "behind = torch.ones",
+        "behind = torch.zeros",
+        enumeration(sampler=fd.Sampler(repetition_penalty=1.8)),
+    ),
+    Bug(
+        "repetition penalty sees later drafts",
+        loop._Batch,
+        "_prefixes",
+        ".tril(-1)",
+        ".tril(0)",
+        enumeration(vocab=4, sampler=fd.Sampler(repetition_penalty=1.8)),
+    ),
+    Bug(
+        "the low-confidence token is discarded",
+        draft,
+        "drafted",
+        "lengths = lengths + going\n            confident = stop.goes_on(confidence(logits, tokens[-1]))",
+        "confident = stop.goes_on(confidence(logits, tokens[-1]))\n            lengths = lengths + (going & confident)",
+        enumeration(stop=fd.ConfidenceExit(0.45, 2)),
+    ),
+    Bug(
+        "block rule: weight not capped at 1",
+        verify._BlockRule,
+        "__init__",
+        ".clamp(max=1)",
+        "",
+        enumeration(verification="block"),
+    ),
+    Bug(
+        "block rule with the token rule's residual",
+        verify,
+        "residual",
+        "w = weights.gather(1, n_accepted[:, None]).to(p.dtype)",
+        "w = 1.0",
+        enumeration(vocab=4, verification="block", draft_sampler=fd.Sampler(1.7)),
+    ),
+    Bug(
+        "block rule: the last coin as an inner one",
+        verify._BlockRule,
+        "__init__",
+        "torch.where(last, weight, coins)",
+        "coins",
+        enumeration(verification="block"),
+    ),
+    Bug(
+        "block rule: the first yes instead of the last",
+        verify._BlockRule,
+        "count",
+        "(accepted * places).amax(-1)",
+        "accepted.cumprod(-1).sum(-1)",
+        enumeration(verification="block"),
+    ),
+    Bug("rollback keeps one position too many", reader.Reader, "forget", "end - 1", "end", greedy),
+    Bug(
+        "rejected drafts stay in the cache",
+        reader.Reader,
+        "forget",
+        "min(n, end - 1)",
+        "max(0, n - 1)",
+        caches,
+    ),
+    Bug(
+        "drafts follow an older token than the last",
+        reader,
+        "_tails",
+        "hidden[:, missing[0] - 1 :]",
+        "hidden[:, :width]",
+        itself,
+    ),
+    Bug(
+        "tokens after the end of the text are kept",
+        loop,
+        "_cut",
+        "tokens[: end + 1]",
+        "tokens",
+        ends,
+    ),
+    Bug(
+        "the end of the text is overwritten",
+        loop,
+        "_cut",
+        "tokens[: end + 1]",
+        "tokens[:end]",
+        ends,
+    ),
+    Bug(
+        "drafts up to the budget, and a bonus on top",
+        loop._Batch,
+        "_limits",
+        "- 1 for row",
+        "for row",
+        budget,
+    ),
+    Bug(
+        "drafts are appended past the accepted ones",
+        text.Text,
+        "followed_by",
+        "offsets < counts[:, None]",
+        "offsets >= 0",
+        ordinary(
+            speculation.test_greedy_text_is_autoregressive_decoding_s_token_for_token,
+            *("llama", "lookup", "four", "token"),
+        ),
+    ),
+    Bug(
+        "one uniform for every coin of a draft",
+        verify,
+        "verify_rows",
+        "generator=generator\n    )\n    within",
+        "generator=generator\n    )[:, :1].expand(draft_tokens.shape)\n    within",
+        coins,
+    ),
+    Bug(
+        "coins and draws share their uniforms",
+        verify,
+        "verify_rows",
+        "generator=generator\n    )\n    within",
+        "generator=generator.clone_state()\n    )\n    within",
+        coins,
+    ),
+    Bug(
+        "finished rows go on",
+        loop._Batch,
+        "drop_finished",
+        "self.emitted[row][-1] not in self.ends and ",
+        "",
+        ends,
+    ),
+]
+
+
+def mutated(bug):
+    """The function of a bug, with the bug in it."""
+    source = textwrap.dedent(inspect.getsource(getattr(bug.home, bug.function)))
+    assert source.count(bug.right) == 1, f"{bug.name}: the line is no longer there"
+    module = inspect.getmodule(getattr(bug.home, bug.function))
+    defined = {}
+    exec(source.replace(bug.right, bug.wrong), vars(module), defined)  # our own source, on purpose
+    return defined[bug.function]
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_a_known_bug_is_caught(bug, monkeypatch, capsys):
+    caught = pytest.MonkeyPatch()
+    caught.setattr(bug.home, bug.function, mutated(bug))
+    try:
+        with pytest.raises((AssertionError, ValueError, RuntimeError, IndexError)):
+            bug.test(monkeypatch)
+    finally:
+        caught.undo()
+    with capsys.disabled():
+        print(f"\n{bug.name:55} caught by {bug.test.__name__}", end=" ")
+
+
+@pytest.mark.parametrize(
+    "test", {bug.test.__name__: bug.test for bug in BUGS}.values(), ids=lambda t: t.__name__
+)
+def test_the_same_test_passes_without_a_bug(test, monkeypatch):
+    test(monkeypatch)

@@ -1,0 +1,301 @@
+"""Speculative decoding end to end: greedy text, caches, ends, budgets, whoever drafts."""
+
+import random
+from functools import cache
+
+import pytest
+import torch
+
+import foredraft as fd
+from foredraft.decoding.draft import Draft, Job
+from foredraft.decoding.reader import Reader
+from foredraft.decoding.text import Text
+from tests.decoding.conftest import WINDOW, Scripted, tiny
+
+VOCAB = 24
+GREEDY = fd.Sampler(temperature=0.0)
+PENALISED = fd.Sampler(temperature=0.0, repetition_penalty=1.4)
+PROMPTS = [
+    [int(t) for t in torch.randint(VOCAB, (n,), generator=torch.Generator().manual_seed(n))]
+    for n in (1, 9, 4, 17, 2, 6, 13, 3)
+]
+EXITS = {"four": fd.FixedLength(4), "confident": fd.ConfidenceExit(0.4, 6)}
+
+
+def target(family, dtype=torch.float32):
+    return tiny(family, VOCAB, 1, dtype)
+
+
+def wrong(text, limit):
+    """Propose what the text hardly goes on with: its last token again and again."""
+    return [text[-1]] * limit
+
+
+def fickle(text, limit):
+    """Propose now much, now little, now nothing, at random but repeatably."""
+    chance = random.Random(len(text) * 7919 + text[-1])
+    return [chance.randrange(VOCAB) for _ in range(chance.randint(0, limit))]
+
+
+def drafters(family):
+    ours = target(family)
+    return {
+        "itself": fd.ModelDrafter(ours),
+        "another": fd.ModelDrafter(tiny(family, VOCAB, 2, torch.float32)),
+        "another, sampled": fd.ModelDrafter(tiny(family, VOCAB, 2, torch.float32), fd.Sampler(1.3)),
+        "lookup": fd.PromptLookupDrafter(),
+        "wrong": Scripted(wrong),
+        "fickle": Scripted(fickle),
+    }
+
+
+@cache
+def plain(family, sampler, n):
+    return fd.generate(target(family), PROMPTS, sampler=sampler, max_new_tokens=n).tokens
+
+
+@pytest.mark.parametrize("verification", ["token", "block"])
+@pytest.mark.parametrize("stop", EXITS)
+@pytest.mark.parametrize(
+    "name", ["itself", "another", "another, sampled", "lookup", "wrong", "fickle"]
+)
+def test_greedy_text_is_autoregressive_decoding_s_token_for_token(family, name, stop, verification):
+    """Batch 1 and ragged 8, beyond Gemma-2's window; with and without a repetition penalty."""
+    for sampler in (GREEDY, PENALISED):
+        wanted = plain(family, sampler, 16)
+        options = {
+            "sampler": sampler,
+            "max_new_tokens": 16,
+            "drafter": drafters(family)[name],
+            "exit_policy": EXITS[stop],
+            "verification": verification,
+            "generator": torch.Generator().manual_seed(0),
+        }
+        assert fd.generate(target(family), PROMPTS, **options).tokens == wanted
+        for row in (3,):
+            assert fd.generate(target(family), [PROMPTS[row]], **options).tokens == [wanted[row]]
+
+
+@pytest.mark.parametrize("verification", ["token", "block"])
+def test_a_model_that_drafts_for_itself_is_never_rejected(family, verification):
+    ours = target(family, torch.float64)
+    for sampler in (GREEDY, fd.Sampler(), fd.Sampler(0.7, top_p=0.8, repetition_penalty=1.2)):
+        made = fd.generate(
+            ours,
+            PROMPTS,
+            sampler=sampler,
+            max_new_tokens=26,
+            drafter=fd.ModelDrafter(ours),
+            verification=verification,
+            generator=torch.Generator().manual_seed(1),
+        )
+        assert made.acceptance_rate == 1
+        # One token from the prefill, then five rounds of four drafts and a bonus.
+        assert set(made.trace.table().groupby("row")["round"].max()) == {5}
+
+
+@pytest.mark.parametrize("drafter", ["another", "lookup", "fickle"])
+def test_keys_and_values_after_each_round_are_those_of_a_fresh_prefill(
+    family, drafter, monkeypatch
+):
+    ours = target(family, torch.float64)
+    who = (
+        fd.ModelDrafter(tiny(family, VOCAB, 2, torch.float64))
+        if drafter == "another"
+        else drafters(family)[drafter]
+    )
+    readers = []
+    begin = Reader.__init__
+
+    def remember(self, *args):
+        begin(self, *args)
+        readers.append(self)
+
+    monkeypatch.setattr(Reader, "__init__", remember)
+    texts = [list(prompt) for prompt in PROMPTS]
+    compared = 0
+
+    def compare(each):
+        nonlocal compared
+        for row in each.rows:
+            texts[row.row] += row.tokens
+        cache = readers[0].cache
+        for place, row in enumerate(each.rows):
+            text = texts[row.row]
+            assert cache.lengths[place] == len(text) - 1
+            fresh = ours.new_cache(1, len(text))
+            ours.hidden(torch.tensor([text[:-1]]), fresh)
+            for layer in range(ours.config.n_layers):
+                for kept, wanted in ((cache.keys, fresh.keys), (cache.values, fresh.values)):
+                    got = kept[layer][place, : len(text) - 1]
+                    torch.testing.assert_close(
+                        got, wanted[layer][0, : len(text) - 1], atol=1e-10, rtol=0
+                    )
+            compared += 1
+
+    fd.generate(
+        ours,
+        PROMPTS,
+        sampler=fd.Sampler(),
+        max_new_tokens=3 * WINDOW,
+        drafter=who,
+        exit_policy=fd.FixedLength(3),
+        generator=torch.Generator().manual_seed(5),
+        on_round=compare,
+    )
+    assert compared > 40
+
+
+def test_rows_of_a_batch_emit_what_each_would_alone(family):
+    """Greedy; sampling cannot be compared, since rows share one generator."""
+    ours, drafter = target(family), drafters(family)["another"]
+    options = {"sampler": GREEDY, "max_new_tokens": 20, "drafter": drafter}
+    batch = fd.generate(ours, PROMPTS, **options)
+    alone = [fd.generate(ours, [prompt], **options) for prompt in PROMPTS]
+    assert batch.tokens == [each.tokens[0] for each in alone]
+    rows = batch.trace.table().groupby("row")[["drafted", "accepted", "emitted"]].sum()
+    for row, each in enumerate(alone):
+        assert tuple(rows.loc[row]) == (each.trace.drafted, each.trace.accepted, 20)
+
+
+@pytest.mark.parametrize("place", [0, 1, 4, 5, 6])
+def test_an_end_inside_the_accepted_block_ends_the_row_there(family, place):
+    free = plain(family, GREEDY, 20)
+    for row in (1, 3):
+        end = free[row][place]
+        wanted = free[row][: free[row].index(end) + 1]
+        made = fd.generate(
+            target(family),
+            [PROMPTS[row]],
+            sampler=GREEDY,
+            max_new_tokens=20,
+            eos_token_id=end,
+            drafter=fd.ModelDrafter(target(family)),
+            exit_policy=fd.FixedLength(5),
+        )
+        assert made.tokens == [wanted]
+        assert made.trace.emitted == len(wanted)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 8])
+def test_the_budget_is_exact_whatever_the_draft_length(family, n, length):
+    made = fd.generate(
+        target(family),
+        PROMPTS,
+        sampler=fd.Sampler(),
+        max_new_tokens=n,
+        drafter=fd.ModelDrafter(target(family)),
+        exit_policy=fd.FixedLength(length),
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert [len(tokens) for tokens in made.tokens] == [n] * len(PROMPTS)
+    assert made.trace.drafted <= n * len(PROMPTS)
+
+
+def test_drafting_up_to_the_model_s_last_position_needs_no_room_behind_it():
+    ours = target("llama")
+    room = ours.config.max_positions - 9
+    made = fd.generate(
+        ours,
+        [PROMPTS[1], PROMPTS[0]],
+        sampler=GREEDY,
+        max_new_tokens=room,
+        drafter=fd.ModelDrafter(ours),
+        exit_policy=fd.FixedLength(8),
+    )
+    assert [len(tokens) for tokens in made.tokens] == [room, room]
+
+
+def test_two_generations_in_a_row_are_two_fresh_ones():
+    drafter, ours = drafters("gemma2")["another"], target("gemma2")
+    options = {"sampler": fd.Sampler(), "max_new_tokens": 15, "drafter": drafter}
+    first, second = (
+        fd.generate(ours, PROMPTS, **options, generator=torch.Generator().manual_seed(3))
+        for _ in range(2)
+    )
+    assert first.tokens == second.tokens
+
+
+def test_prompt_lookup_proposes_what_followed_the_longest_then_latest_match():
+    text = Text([[1, 2, 3, 4, 1, 2, 5, 2, 3, 9, 1, 2], [7, 8, 7, 8], [3]], 20, torch.device("cpu"))
+    job = Job(Reader(tiny("llama", 10, 1, torch.float32), 3, 20, 6), GREEDY, 3, 20, 6)
+    draft = (
+        fd.PromptLookupDrafter(3)
+        .begin(job)
+        .propose(text, [4, 3, 4], fd.FixedLength(4), generator=torch.Generator())
+    )
+    rows = [
+        tokens[:n] for tokens, n in zip(draft.tokens.tolist(), draft.lengths.tolist(), strict=True)
+    ]
+    assert rows == [[5, 2, 3, 9], [7, 8], []]
+    assert (draft.probs.gather(-1, draft.tokens[..., None]) == 1).all()
+
+
+def test_a_gate_sees_the_confidence_of_the_last_token_and_closed_rounds_decode_plainly():
+    seen = []
+
+    class Every:
+        def opens(self, confidence):
+            seen.append(list(confidence))
+            return [len(seen) % 3 == 0] * len(confidence)
+
+    ours = target("llama")
+    made = fd.generate(
+        ours,
+        PROMPTS[:3],
+        sampler=GREEDY,
+        max_new_tokens=18,
+        drafter=drafters("llama")["another"],
+        gate=Every(),
+    )
+    assert made.tokens == plain("llama", GREEDY, 18)[:3]
+    table = made.trace.table()
+    assert (table.loc[~table["gate_open"], "drafted"] == 0).all()
+    told = table[(table["round"] == 0)]["confidence"].tolist()
+    assert seen[0] == told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"drafter": fd.ModelDrafter(tiny("llama", VOCAB + 1, 2, torch.float32))}, "25 tokens"),
+        ({"verification": "blok"}, "block"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_reason(change, told):
+    options = {"sampler": GREEDY, "max_new_tokens": 4, **change}
+    with pytest.raises(ValueError, match=told):
+        fd.generate(target("llama"), PROMPTS, **options)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fd.FixedLength(0),
+        lambda: fd.ConfidenceExit(1.5, 3),
+        lambda: fd.ConfidenceExit(0.5, 0),
+        lambda: fd.PromptLookupDrafter(0),
+    ],
+)
+def test_nonsense_in_a_policy_is_refused(call):
+    with pytest.raises(ValueError, match="give|choose|match"):
+        call()
+
+
+def test_a_drafter_that_misstates_its_law_is_refused():
+    class Lying(Scripted):
+        def propose(self, *args, **named):
+            draft = super().propose(*args, **named)
+            return Draft(draft.tokens, draft.probs.roll(1, -1), draft.lengths)
+
+    class Misshapen(Scripted):
+        def propose(self, *args, **named):
+            draft = super().propose(*args, **named)
+            return Draft(draft.tokens, draft.probs[..., :-1], draft.lengths)
+
+    for kind, told in ((Lying, "gives no mass"), (Misshapen, r"\[batch, k, vocab\]")):
+        with pytest.raises(ValueError, match=told):
+            fd.generate(
+                target("llama"), PROMPTS, sampler=GREEDY, max_new_tokens=9, drafter=kind(wrong)
+            )
