@@ -112,7 +112,9 @@ def test_a_float32_table_is_right_to_its_last_digit_at_far_positions():
     table = Rotation.at(torch.tensor(positions), rate, torch.float32)
     expected = [[math.cos(p * 10_000.0 ** (-i / 4)) for i in range(4)] for p in positions]
     rounding = torch.finfo(torch.float32).eps / 2
-    assert_close(table.cos.double(), torch.tensor(expected).double(), rtol=rounding, atol=1e-9)
+    assert_close(
+        table.cos[:, 0, :4].double(), torch.tensor(expected).double(), rtol=rounding, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize(

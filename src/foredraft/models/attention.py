@@ -45,6 +45,7 @@ class Memory:
                 )
             self.positions = cache.positions(self.n_new)
             self.rotation = cache.rotation[self.positions]
+            self._slots = cache.slots(self.positions)
         self._masks: dict[int | None, Mask | None] = {}
 
     def extend(
@@ -53,7 +54,7 @@ class Memory:
         """Add a layer's new keys and values; give all those that a window lets any query see."""
         if self.cache is None:
             return keys, values
-        self.cache.write(layer, self.positions, keys, values)
+        self.cache.write(layer, self._slots, keys, values)
         start, stop = self._span(window)
         return self.cache.keys[layer][:, start:stop], self.cache.values[layer][:, start:stop]
 

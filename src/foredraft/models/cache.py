@@ -51,6 +51,7 @@ class KVCache:
         place = {"dtype": dtype, "device": device}
         self.keys = [torch.zeros(shape, **place) for _ in range(config.n_layers)]
         self.values = [torch.zeros(shape, **place) for _ in range(config.n_layers)]
+        self._flatten()
         self.capacity = slots
         self.rotation = config.rotation(torch.arange(slots, device=device), dtype)
         self._row_starts = torch.arange(batch, device=device)[:, None] * slots
@@ -85,6 +86,7 @@ class KVCache:
         index = torch.tensor(rows, device=self._lengths.device)
         self.keys = [keys[index] for keys in self.keys]
         self.values = [values[index] for values in self.values]
+        self._flatten()
         self._row_starts = self._row_starts[: len(rows)]
         self._set_lengths([self.lengths[row] for row in rows])
 
@@ -97,17 +99,26 @@ class KVCache:
             )
         return self._lengths[:, None] + torch.arange(n_new, device=self._lengths.device)
 
+    def slots(self, positions: Int[Tensor, "batch new"]) -> Int[Tensor, " slots"]:
+        """Say where these positions of the rows lie in storage, for `write`."""
+        return (self._row_starts + positions).flatten()
+
     def write(
         self,
         layer: int,
-        positions: Int[Tensor, "batch new"],
+        slots: Int[Tensor, " slots"],
         keys: Float[Tensor, "batch new kv_head head_dim"],
         values: Float[Tensor, "batch new kv_head head_dim"],
     ) -> None:
-        """Store the keys and values of one layer at these positions."""
-        slots = (self._row_starts + positions).flatten()
-        self.keys[layer].flatten(0, 1).index_copy_(0, slots, keys.flatten(0, 1))
-        self.values[layer].flatten(0, 1).index_copy_(0, slots, values.flatten(0, 1))
+        """Store the keys and values of one layer."""
+        flat_keys, flat_values = self._flat[layer]
+        flat_keys.index_copy_(0, slots, keys.flatten(0, 1))
+        flat_values.index_copy_(0, slots, values.flatten(0, 1))
+
+    def _flatten(self) -> None:
+        """View each layer's storage as one run of slots, row after row, for `write`."""
+        pairs = zip(self.keys, self.values, strict=True)
+        self._flat = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in pairs]
 
     def _one_a_row(self, numbers: int | Sequence[int]) -> Sequence[int]:
         numbers = [numbers] * self.batch if isinstance(numbers, int) else numbers

@@ -23,7 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -56,7 +58,17 @@ def load(
     folder = locate(name_or_path)
     config = _decoder_config(folder, _hf_config(folder))
     tokenizer = _tokenizer(folder, config)
-    return Decoder.from_tensors(config, _tensors(folder, config, device, dtype)), tokenizer
+    return Decoder.from_tensors(config, _tensors(folder, config, device, dtype)).pack(), tokenizer
+
+
+def load_transformers(
+    name_or_path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype
+) -> PreTrainedModel:
+    """Load the same weights into the reference implementation, to be compared with."""
+    model = AutoModelForCausalLM.from_pretrained(
+        locate(name_or_path), dtype=dtype, trust_remote_code=False, use_safetensors=True
+    )
+    return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
 
 
 def pocket_models() -> list[str]:

@@ -49,10 +49,14 @@ def frequencies(
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Cosines and sines by which queries and keys at given positions are turned."""
+    """Cosines and sines by which the heads at given positions are turned.
 
-    cos: Float[Tensor, "*positions pair"]
-    sin: Float[Tensor, "*positions pair"]
+    Both halves of a head have the same angles: `cos` holds them twice, `sin` with the sign of each
+    half, so that turning is x·cos + swapped x·sin.
+    """
+
+    cos: Float[Tensor, "*positions 1 head_dim"]
+    sin: Float[Tensor, "*positions 1 head_dim"]
 
     @classmethod
     def at(
@@ -62,8 +66,9 @@ class Rotation:
         dtype: torch.dtype,
     ) -> "Rotation":
         """Tabulate positions, in float64 whatever the table's precision: angles grow with them."""
-        angle = positions[..., None] * frequency
-        return cls(angle.cos().to(dtype), angle.sin().to(dtype))
+        angle = positions[..., None, None] * frequency
+        cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+        return cls(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1))
 
     def __getitem__(self, positions: Int[Tensor, "batch seq"]) -> "Rotation":
         """Look up rows of a table over 0, 1, 2, …"""
@@ -73,7 +78,6 @@ class Rotation:
         self, x: Float[Tensor, "batch seq head head_dim"]
     ) -> Float[Tensor, "batch seq head head_dim"]:
         """Turn feature pairs (i, i + d/2), in the precision of the table."""
-        cos, sin = self.cos.unsqueeze(-2), self.sin.unsqueeze(-2)
         first, second = x.chunk(2, dim=-1)
-        turned = (first * cos - second * sin, second * cos + first * sin)
-        return torch.cat(turned, dim=-1).to(x.dtype)
+        swapped = torch.cat([second, first], dim=-1)
+        return (x * self.cos + swapped * self.sin).to(x.dtype)

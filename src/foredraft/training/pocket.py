@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from foredraft.training.corpus import (
     write_manifest,
 )
 from foredraft.training.evaluation import held_out, overlap
+from foredraft.training.layerskip import cut
 from foredraft.training.ngram import NGram
 from foredraft.training.pretrain import Report, pretrain
 from foredraft.training.recipes import RECIPES, Recipe
@@ -37,6 +39,8 @@ LONG_WINDOW = 4096
 N_LONG_WINDOWS = 12
 LONG_EDGES = (0, 1024, 2048, 3072, 4096)
 DIGITS = 4
+EXITS = (3, 4, 6, 8, 10)
+"""Layers before an early exit, where a model is trained for them."""
 
 
 def make(recipe: Recipe, *, device: str = "cpu", report: Report = lambda step: None) -> Path:
@@ -56,6 +60,7 @@ def ship(recipe: Recipe, decoder: Decoder, progress: Progress, *, device: str = 
     card = {
         **_origin(recipe, shipped, progress, device),
         **_evaluated(recipe, shipped, load_corpus(tokenizer), device),
+        **_early_exits(recipe, shipped, load_corpus(tokenizer), device),
         "curve": progress.curve,
     }
     write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
@@ -94,6 +99,7 @@ def rendered(card: Mapping[str, Any]) -> str:
         if card["overlap_with_teacher"] is not None
         else ""
     )
+    exits = _rendered_exits(card) if "layer_skip" in card else ""
     new = f"{package['nats_per_token']} | {package['bits_per_byte']}"
     return f"""# {card["name"]}
 
@@ -108,7 +114,7 @@ versions and digests stand in `data/corpus.json`. The text itself is not redistr
 | a whole package ({card["held_out_package_name"]}) | {new} |
 | 1 % of the files of the others | {files["nats_per_token"]} | {files["bits_per_byte"]} |
 | 5-gram model of the same corpus, on the package | | {card["five_gram_bits_per_byte"]} |
-{drafts}
+{drafts}{exits}
 Trained on {card["tokens_seen"]:,} tokens in {card["seconds"]:,} s on {card["device"]}
 ({card["threads"]} thread). {card["note"]}Loss by position in the held-out package
 (nats/token; windows of {WINDOW}, then of {LONG_WINDOW}):
@@ -188,6 +194,52 @@ def _evaluated(recipe: Recipe, decoder: Decoder, corpus: Corpus, device: str) ->
         "overlap_with_teacher": overlaps[0],
         "overlap_with_teacher_files": overlaps[1],
     }
+
+
+def _early_exits(recipe: Recipe, decoder: Decoder, corpus: Corpus, device: str) -> dict[str, Any]:
+    """Measure, on the held-out package, exits of the model and of the one that it goes on from."""
+    if recipe.layer_skip is None:
+        return {}
+    models = {recipe.name: decoder}
+    if recipe.starts_from is not None:
+        models[recipe.starts_from], _ = load(recipe.starts_from, dtype=torch.float32, device=device)
+    return {
+        "starts_from": recipe.starts_from,
+        "layer_skip": asdict(recipe.layer_skip),
+        "exits": {name: _exit_losses(model, corpus) for name, model in models.items()},
+    }
+
+
+def _exit_losses(decoder: Decoder, corpus: Corpus) -> dict[str, float]:
+    """Measure the loss after each of the first layers and after the last, in nats a token."""
+    n_layers = decoder.config.n_layers
+    depths = [*(depth for depth in EXITS if depth < n_layers), n_layers]
+    window = {"length": WINDOW, "n_windows": N_WINDOWS}
+    losses = {
+        str(depth): held_out(cut(decoder, depth), corpus.held_out_package, **window).nats_per_token
+        for depth in depths
+    }
+    return _rounded(losses)
+
+
+def _rendered_exits(card: Mapping[str, Any]) -> str:
+    option, exits = card["layer_skip"], card["exits"]
+    names, depths = list(exits), list(exits[card["name"]])
+    rows = "\n".join(
+        f"| {depth} | {' | '.join(str(exits[name][depth]) for name in names)} |" for depth in depths
+    )
+    start = f"It goes on from `{card['starts_from']}` with the" if card["starts_from"] else "The"
+    ramp = ", growing over the run" if option["ramps"] else ""
+    return f"""
+{start} LayerSkip recipe (arXiv 2404.16710): layer dropout up to
+{option["max_dropout"]} at the last layer{ramp}, exit scale {option["exit_scale"]}, and one step in
+{option["rotation"]} for each early exit. Loss in the held-out package (nats/token) of an exit after
+so many layers, through the shared norm and head:
+
+| layers | {" | ".join(names)} |
+|{"---|" * (len(names) + 1)}
+{rows}
+"""
 
 
 def _rounded(losses: Mapping[str, float]) -> dict[str, float]:

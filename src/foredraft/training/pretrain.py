@@ -14,13 +14,15 @@ from typing import cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 
 from foredraft.models.config import DecoderConfig
 from foredraft.models.decoder import Decoder
+from foredraft.models.loading import load
 from foredraft.training.checkpoint import Checkpoint, Progress
 from foredraft.training.corpus import Corpus, Split
+from foredraft.training.layerskip import ExitLoss, LayerSkip, dropped, exit_weights
 from foredraft.training.recipes import Recipe, Stage
 from foredraft.types import Float, Int, Tensor
 
@@ -58,11 +60,11 @@ def pretrain(
     """
     if teacher is None and any(stage.teacher for stage in recipe.stages):
         raise ValueError(f"{recipe.name} has a stage with a teacher; load it and pass teacher=")
-    backend = "inductor" if compile else "no"
-    accelerator = Accelerator(mixed_precision="bf16", cpu=device == "cpu", dynamo_backend=backend)
-    run = _Run(recipe, corpus, accelerator, teacher, report)
-    if compile and teacher is not None:
-        run.taught_by, run.distil = torch.compile(teacher), torch.compile(distillation_loss)
+    run = _Run(recipe, corpus, _accelerator(recipe, device, compile), teacher, report)
+    run.compiles = compile
+    if compile:
+        run.distil = torch.compile(distillation_loss)
+        run.cross_entropy = torch.compile(F.cross_entropy)
     for index in range(run.progress.stage, len(recipe.stages)):
         run.train_stage(index)
     return run.decoder.eval().requires_grad_(False), run.progress
@@ -80,15 +82,19 @@ class _Run:
         report: Report,
     ) -> None:
         self.recipe, self.corpus, self.accelerator = recipe, corpus, accelerator
-        self.taught_by: Callable[[Tensor], Tensor] | None = teacher
+        self.teacher = teacher
         self.distil: Callable[[Tensor, Tensor], Tensor] = distillation_loss
+        self.cross_entropy: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+        self.compiles = False
         self.report = report
         self.checkpoint = Checkpoint(recipe.name)
         self.progress = self.checkpoint.progress() or Progress()
-        self.decoder = initialised(recipe, self.progress.n_layers or recipe.stages[0].n_layers)
         if self.progress.tokens:
+            self.decoder = initialised(recipe, self.progress.n_layers)
             self.checkpoint.load_model(self.decoder)
-        elif recipe.starts_with_teachers_embedding and teacher is not None:
+            return
+        self.decoder = started(recipe)
+        if recipe.starts_with_teachers_embedding and teacher is not None:
             self.decoder.embedding.weight.data.copy_(teacher.embedding.weight)
 
     def train_stage(self, index: int) -> None:
@@ -97,7 +103,10 @@ class _Run:
         optimizer = _optimizer(self.decoder, self.recipe)
         if self.progress.step:
             self.checkpoint.load_optimizer(self.decoder, optimizer)
-        model, optimizer = self.accelerator.prepare(self.decoder, optimizer)
+        trained = self.decoder
+        if self.recipe.layer_skip is not None:
+            trained = ExitLoss(self.decoder, compile=self.compiles)
+        model, optimizer = self.accelerator.prepare(trained, optimizer)
         n_steps = math.ceil(stage.tokens / self.recipe.batch_tokens)
         while self.progress.step < n_steps:
             started = time.monotonic()
@@ -137,25 +146,49 @@ class _Run:
     def _loss(
         self, model: nn.Module, batch: Int[Tensor, "rows window"], stage: Stage
     ) -> Float[Tensor, ""]:
-        inputs, targets = batch[:, :-1], batch[:, 1:]
+        if self.recipe.layer_skip is not None:
+            return self._exit_loss(model, batch, self.recipe.layer_skip)
+        if stage.teacher is None or self.teacher is None:
+            return self._text_loss(model, batch)
+        inputs = batch[:, :-1]
         logits = model(inputs).flatten(0, 1).float()
-        if stage.teacher is None or self.taught_by is None:
-            return F.cross_entropy(logits, targets.flatten())
         with torch.no_grad():
-            taught = self.taught_by(inputs).flatten(0, 1).float().softmax(-1)
+            taught = self.teacher(inputs).flatten(0, 1).float().softmax(-1)
         return self.distil(logits, taught)
+
+    def _text_loss(self, model: nn.Module, batch: Int[Tensor, "rows window"]) -> Float[Tensor, ""]:
+        """Loss of the whole model against the text, in nats a token."""
+        inputs, targets = batch[:, :-1], batch[:, 1:]
+        if self.recipe.layer_skip is not None:
+            # branches compiled for evaluation too would exceed the number that torch keeps
+            with torch.compiler.set_stance("force_eager"):
+                return model(inputs, targets)
+        return self.cross_entropy(model(inputs).flatten(0, 1).float(), targets.flatten())
+
+    def _exit_loss(
+        self, model: nn.Module, batch: Int[Tensor, "rows window"], option: LayerSkip
+    ) -> Float[Tensor, ""]:
+        """Loss at this step's exits, without the layers that it drops."""
+        recipe, progress = self.recipe, self.progress
+        n_layers, done = self.decoder.config.n_layers, progress.tokens / recipe.tokens
+        weights = exit_weights(option, n_layers, progress.tokens // recipe.batch_tokens)
+        plan = dropped(option, n_layers, done, generator=self._generator(1))
+        return model(batch[:, :-1], batch[:, 1:], weights, plan)
 
     def _batch(self, stage: Stage) -> Int[Tensor, "rows window"]:
         """Draw this step's windows at random offsets; each process takes every n-th row."""
         rows = self.recipe.batch_tokens // stage.sequence
-        seed = self.recipe.seed * 1_000_003 + self.progress.tokens
-        generator = torch.Generator().manual_seed(seed)
         last = len(self.corpus.train.tokens) - stage.sequence - 1
-        starts = torch.randint(last, (rows,), generator=generator)
+        starts = torch.randint(last, (rows,), generator=self._generator(0))
         share = starts[self.accelerator.process_index :: self.accelerator.num_processes]
         return windows(self.corpus.train, share.tolist(), stage.sequence).to(
             self.accelerator.device
         )
+
+    def _generator(self, use: int) -> torch.Generator:
+        """Seed with the tokens seen; each use of chance in a step has a number below its tokens."""
+        seed = self.recipe.seed * 1_000_003 + self.progress.tokens
+        return torch.Generator().manual_seed(seed + use)
 
     @torch.no_grad()
     def _held_out_loss(self, model: nn.Module, stage: Stage) -> float:
@@ -167,8 +200,7 @@ class _Run:
         losses = []
         for chunk in starts.reshape(8, rows):
             batch = windows(split, chunk.tolist(), stage.sequence).to(self.accelerator.device)
-            logits = model(batch[:, :-1]).flatten(0, 1).float()
-            losses.append(F.cross_entropy(logits, batch[:, 1:].flatten()).item())
+            losses.append(self._text_loss(model, batch).item())
         return sum(losses) / len(losses)
 
     def _advance(self, step: Step, seconds: float) -> None:
@@ -205,6 +237,14 @@ def distillation_loss(
     divergence = F.kl_div(drafted, taught, reduction="none").sum(-1)
     variation = 0.5 * (drafted.exp() - taught).abs().sum(-1)
     return (divergence + variation).mean()
+
+
+def started(recipe: Recipe) -> Decoder:
+    """Give the decoder that the first stage starts with: new, or the recipe's shipped model."""
+    decoder = initialised(recipe, recipe.stages[0].n_layers)
+    if recipe.starts_from is not None:
+        decoder.load_state_dict(load(recipe.starts_from, dtype=torch.float32)[0].state_dict())
+    return decoder
 
 
 def initialised(recipe: Recipe, n_layers: int) -> Decoder:
@@ -245,6 +285,19 @@ def windows(split: Split, starts: list[int], length: int) -> Int[Tensor, "rows w
     """Cut windows of length + 1 tokens: inputs and, shifted by one, their targets."""
     rows = [split.tokens[start : start + length + 1] for start in starts]
     return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+
+def _accelerator(recipe: Recipe, device: str, compile: bool) -> Accelerator:
+    """Compile the model as one, unless layers are dropped; those get no gradient in that step."""
+    whole = compile and recipe.layer_skip is None
+    return Accelerator(
+        mixed_precision="bf16",
+        cpu=device == "cpu",
+        dynamo_backend="inductor" if whole else "no",
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=recipe.layer_skip is not None)
+        ],
+    )
 
 
 def _optimizer(decoder: Decoder, recipe: Recipe) -> torch.optim.AdamW:

@@ -4,12 +4,13 @@ Depth grows by stacking (arXiv 2405.15319): a shallow model is trained first, an
 repeated, start the deeper one. On two CPU cores this is what makes twelve layers affordable.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import Gemma2Config, LlamaConfig, PretrainedConfig
 
 from foredraft.training.corpus import VOCAB_SIZE
+from foredraft.training.layerskip import LayerSkip
 
 MAX_POSITIONS = 4096
 
@@ -49,6 +50,15 @@ class Recipe:
     seed: int = 0
     starts_with_teachers_embedding: bool = False
     """Whether a student of the teacher's width takes over its embedding, which is also the head."""
+    starts_from: str | None = None
+    """The shipped model whose weights the first stage goes on from, instead of new ones."""
+    layer_skip: LayerSkip | None = None
+    """Layer dropout and early exits, in all stages; None is plain training."""
+
+    def __post_init__(self) -> None:
+        """Refuse early exits beside a teacher, whose law they would not learn."""
+        if self.layer_skip and any(stage.teacher for stage in self.stages):
+            raise ValueError(f"{self.name}: early exits learn from the text; leave out the teacher")
 
     @property
     def tokens(self) -> int:
@@ -114,6 +124,19 @@ POCKET_GEMMA2 = Recipe(
     peak_learning_rate=2e-3,
 )
 
+POCKET_GEMMA2_LAYERSKIP = replace(
+    POCKET_GEMMA2,
+    name="pocket-gemma2-layerskip",
+    stages=(
+        Stage(n_layers=12, sequence=256, tokens=2_200_000),
+        Stage(n_layers=12, sequence=1024, tokens=800_000),
+    ),
+    peak_learning_rate=1e-3,
+    seed=1,
+    starts_from="pocket-gemma2",
+    layer_skip=LayerSkip(max_dropout=0.2, exit_scale=1.0, rotation=6),
+)
+
 POCKET_LLAMA_DRAFT = Recipe(
     name="pocket-llama-draft",
     architecture=LlamaConfig,
@@ -126,11 +149,15 @@ POCKET_LLAMA_DRAFT = Recipe(
         "architectures": ["LlamaForCausalLM"],
     },
     stages=(
-        Stage(n_layers=2, sequence=256, tokens=5_600_000, teacher="pocket-llama"),
-        Stage(n_layers=2, sequence=1024, tokens=1_000_000, teacher="pocket-llama"),
+        Stage(n_layers=2, sequence=256, tokens=8_000_000),
+        Stage(n_layers=2, sequence=256, tokens=2_400_000, teacher="pocket-llama"),
+        Stage(n_layers=2, sequence=1024, tokens=600_000, teacher="pocket-llama"),
     ),
     peak_learning_rate=2e-3,
     starts_with_teachers_embedding=True,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (POCKET_LLAMA, POCKET_LLAMA_DRAFT, POCKET_GEMMA2)}
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (POCKET_LLAMA, POCKET_LLAMA_DRAFT, POCKET_GEMMA2, POCKET_GEMMA2_LAYERSKIP)
+}
