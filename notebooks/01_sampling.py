@@ -137,7 +137,7 @@ fd.Sampler(temperature=0).probs(nine)
 # the same order. (The test-suite does this over a grid of settings, precisions and awkward logits.)
 
 # %%
-from foredraft.bench import transformers_processors
+from foredraft.benchmarks.sampling import transformers_processors
 
 for knob, one in experiment.one_knob_at_a_time(params):
     theirs = transformers_processors(one)(torch.tensor([[0]]), nine[None].float()).softmax(-1)[0]
@@ -262,7 +262,7 @@ usual.round(2)
 
 # %%
 if measure:
-    from foredraft.bench import sampling_benchmark
+    from foredraft.benchmarks.sampling import sampling_benchmark
 
     display(draw.costs(sampling_benchmark(), "this machine, now"))
 

@@ -6,11 +6,9 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from foredraft import bench
-from foredraft.bench import (
-    Schedule,
-    Spread,
-    compare,
+from foredraft.bench import Schedule, Spread, alternate, compare
+from foredraft.benchmarks.sampling import (
+    SETTINGS,
     flat_logits,
     peaked_logits,
     sampling_benchmark,
@@ -148,7 +146,7 @@ def test_the_sampling_benchmark_is_one_row_for_each_shape_vocabulary_and_setting
 
 def test_the_default_settings_cover_every_field_of_the_sampler():
     off = asdict(Sampler())
-    timed = [asdict(sampler) for sampler in bench.SETTINGS.values()]
+    timed = [asdict(sampler) for sampler in SETTINGS.values()]
     for field, default in off.items():
         assert any(values[field] != default for values in timed), f"{field} is never timed"
 
@@ -177,3 +175,26 @@ def test_peaked_logits_are_as_uncertain_as_a_language_model_and_flat_ones_know_n
     flat = entropy(flat_logits(8, vocab, generator=generator))
     assert 3 < peaked.mean() < 6
     assert (flat > math.log(vocab) - 0.1).all()
+
+
+def test_alternate_runs_every_arm_on_each_case_in_turning_order(clock):
+    order = []
+
+    def arm(name, seconds):
+        def run(case):
+            order.append((name, case))
+            clock.now += seconds
+            return f"{name}{case}"
+
+        return run
+
+    arms = {"a": arm("a", 1.0), "b": arm("b", 2.0)}
+    laps = alternate(arms, [7, 8, 9], warmup=1, clock=clock)
+    warm, counted = order[:2], order[2:]
+    assert warm == [("a", 7), ("b", 7)]
+    assert counted == [("a", 7), ("b", 7), ("b", 8), ("a", 8), ("a", 9), ("b", 9)]
+    assert [(lap.seconds, lap.result) for lap in laps["b"]] == [
+        (2.0, "b7"),
+        (2.0, "b8"),
+        (2.0, "b9"),
+    ]

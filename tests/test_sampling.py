@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from foredraft import sampling
-from foredraft.bench import flat_logits, peaked_logits, transformers_processors
+from foredraft.benchmarks.sampling import flat_logits, peaked_logits, transformers_processors
 from foredraft.sampling import (
     Sampler,
     greedy,

@@ -114,12 +114,10 @@ class Sampler:
         """
         _require_tokens("probs", probs)
         _require_weights(probs)
-        shape = (2, *probs.shape[:-1])
-        first, second = torch.rand(
-            shape, dtype=torch.float64, device=probs.device, generator=generator
-        )
+        place = {"dtype": torch.float64, "device": probs.device}
         if probs.shape[-1] < WIDE:
-            return invert(probs, first)
+            return invert(probs, torch.rand(probs.shape[:-1], **place, generator=generator))
+        first, second = torch.rand((2, *probs.shape[:-1]), **place, generator=generator)
         blocks = _padded(probs, BLOCK).unflatten(-1, (-1, BLOCK))
         block = invert(blocks.sum(-1), first)
         within = blocks.take_along_dim(block[..., None, None], -2).squeeze(-2)
@@ -363,9 +361,11 @@ def _require_prefix(prefix: Tensor, logits: Tensor) -> None:
 
 
 def _require_weights(probs: Tensor) -> None:
-    if not _may_look(probs):
+    if not _may_look(probs) or probs.numel() == 0:
         return
     low, mass = probs.amin(-1), probs.sum(-1)  # fifty times as fast as one `aminmax`
+    if float(low.min()) >= 0 and float(mass.min()) > 0 and float(mass.max()) < math.inf:
+        return
     bad = ~((low >= 0) & (mass > 0) & (mass < math.inf))
     if bool(bad.any()):
         row = tuple(bad.nonzero()[0].tolist())

@@ -1,0 +1,1 @@
+"""What `foredraft bench` and `foredraft record` measure, over `foredraft.bench` and its clock."""

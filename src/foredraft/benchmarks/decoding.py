@@ -1,0 +1,408 @@
+"""Time whole generations: ours and those of `transformers`, on the same weights and prompts.
+
+A case is a prompt; every arm continues it by the same number of tokens, in alternation, and no
+text ends early. A speed-up is the ratio, prompt by prompt, to our own autoregressive decoding of
+one row with the same sampler. What the measured costs and acceptances predict stands beside it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import pandas
+import torch
+from transformers import PreTrainedModel
+
+from foredraft.bench import Comparison, Lap, Schedule, Spread, alternate, columns, compare, now
+from foredraft.decoding.draft import (
+    Draft,
+    Drafter,
+    Job,
+    ModelDrafter,
+    PromptLookupDrafter,
+    Proposer,
+)
+from foredraft.decoding.exit import FixedLength
+from foredraft.decoding.loop import Generation, generate
+from foredraft.decoding.reader import Reader
+from foredraft.decoding.text import Text
+from foredraft.decoding.theory import Costs, position_acceptances, predicted_speedup
+from foredraft.decoding.verify import verify_rows
+from foredraft.models.decoder import Decoder
+from foredraft.models.loading import load, load_transformers
+from foredraft.prompts import code_prompts
+from foredraft.sampling import Sampler
+
+SAMPLERS: Mapping[str, Sampler] = {
+    "greedy": Sampler(temperature=0.0),
+    "temperature 1": Sampler(),
+}
+
+TARGET, DRAFT = "pocket-llama", "pocket-llama-draft"
+
+Prompt = list[int]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to decode: who drafts, how many tokens, which library, how many rows at once."""
+
+    sampler: str
+    strategy: str
+    library: str = "foredraft"
+    batch: int = 1
+    length: int = 0
+
+    @property
+    def label(self) -> str:
+        """Tell it from the other arms."""
+        return f"{self.sampler}, {self.library}, {self.strategy} {self.length}, batch {self.batch}"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What one run of an arm made: tokens over all rows and, of ours, how."""
+
+    tokens: int
+    generation: Generation | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """The models on both sides, the prompts, and what is compared.
+
+    `theirs` and `their_draft` are the same weights as `target` and `draft`, in `transformers`.
+    """
+
+    target: Decoder
+    draft: Decoder
+    theirs: PreTrainedModel
+    their_draft: PreTrainedModel
+    prompts: Sequence[Prompt]
+    new_tokens: int = 128
+    length: int = 4
+    lengths: Sequence[int] = (1, 2, 3, 4, 6, 8)
+    batch: int = 8
+    samplers: Mapping[str, Sampler] = field(default_factory=lambda: SAMPLERS)
+
+    def __post_init__(self) -> None:
+        """Refuse a contest that would compare different precisions, or too few prompts."""
+        precisions = {model.dtype for model in (self.target, self.draft)}
+        precisions |= {model.dtype for model in (self.theirs, self.their_draft)}
+        if len(precisions) > 1:
+            raise ValueError(f"the models have {precisions}: load all four in one dtype")
+        if len(self.prompts) < self.batch:
+            raise ValueError(
+                f"{len(self.prompts)} prompts for a batch of {self.batch}: give at least as many"
+            )
+
+
+def pocket_contest(*, device: str = "cpu", n_prompts: int = 24) -> Contest:
+    """Set up the contest of the pocket models, in bf16, on prompts from the held-out package."""
+    place = {"device": device, "dtype": torch.bfloat16}
+    target, tokenizer = load(TARGET, **place)
+    draft, _ = load(DRAFT, **place)
+    theirs, their_draft = (load_transformers(name, **place) for name in (TARGET, DRAFT))
+    for model in (theirs, their_draft):
+        model.generation_config.eos_token_id = None  # no text ends early
+    prompts = [tokenizer.encode(prompt.text()) for prompt in code_prompts(n=n_prompts)]
+    return Contest(target, draft, theirs, their_draft, prompts)
+
+
+def decoding_benchmark(
+    contest: Contest,
+    *,
+    report: Callable[[str], None] = lambda told: None,
+    clock: Callable[[], float] = now,
+) -> pandas.DataFrame:
+    """Run all arms on all prompts; one row an arm, with medians and spreads over the prompts.
+
+    `speedup` is paired by prompt with our own autoregressive decoding of one row. `predicted` is
+    theory's, from α_k and costs measured apart (`draft_ms`, `target_ms`, `verify_ms`, `other_ms`, a
+    round's), for the tokens after the first; `residual` is measured ÷ predicted − 1. `roofline` is
+    the share of the measured memory bandwidth at which weights were read.
+    """
+    bandwidth = memory_bandwidth(contest.target.device, clock=clock)
+    rows = []
+    for name in contest.samplers:
+        arms = _arms(contest, name)
+        report(f"{name}: {len(arms)} ways to decode, {len(contest.prompts)} prompts")
+        runs = {arm.label: _runner(contest, arm) for arm in arms}
+        cases = list(range(len(contest.prompts)))
+        laps = alternate(runs, cases, device=contest.target.device, clock=clock)
+        starts = _prefills(contest, arms[0], cases, clock)
+        by_arm = {arm: laps[arm.label] for arm in arms}
+        rows += [_row(contest, arm, by_arm, starts, bandwidth, clock) for arm in arms]
+    return pandas.DataFrame(rows)
+
+
+def _prefills(
+    contest: Contest, arm: Arm, cases: Sequence[int], clock: Callable[[], float]
+) -> list[Lap[Made]]:
+    """Time the first token of each prompt, with which all our arms begin."""
+    first = {"prefill": lambda case: _ours(contest, arm, case, 1)}
+    return alternate(first, cases, device=contest.target.device, clock=clock)["prefill"]
+
+
+def memory_bandwidth(
+    device: torch.device | str, *, megabytes: int = 512, clock: Callable[[], float] = now
+) -> float:
+    """Measure how many bytes a second are read from memory by summing what no cache can hold."""
+    numbers = torch.ones(megabytes * 2**20 // 4, device=device)
+    arms: dict[str, Callable[[], object]] = {"sum": lambda: torch.sum(numbers)}
+    schedule = Schedule(repeats=5, warmup=1, inner=1)
+    timed = compare(arms, schedule=schedule, device=device, clock=clock)
+    return numbers.numel() * 4 / (timed.spread("sum").minimum / 1e3)
+
+
+def _arms(contest: Contest, sampler: str) -> list[Arm]:
+    """Our autoregressive decoding first: the others are measured by it."""
+    n, batch = contest.length, contest.batch
+    return [
+        Arm(sampler, "autoregressive"),
+        Arm(sampler, "autoregressive", "transformers"),
+        *(Arm(sampler, "draft model", length=length) for length in contest.lengths),
+        Arm(sampler, "draft model", "transformers", length=n),
+        Arm(sampler, "prompt lookup", length=n),
+        Arm(sampler, "prompt lookup", "transformers", length=n),
+        Arm(sampler, "autoregressive", batch=batch),
+        Arm(sampler, "draft model", batch=batch, length=n),
+    ]
+
+
+def _runner(contest: Contest, arm: Arm) -> Callable[[int], Made]:
+    if arm.library == "transformers":
+        return lambda case: _theirs(contest, arm, case)
+    return lambda case: _ours(contest, arm, case, contest.new_tokens)
+
+
+def _ours(contest: Contest, arm: Arm, case: int, new_tokens: int) -> Made:
+    """Continue a prompt, or as many as the arm has rows, by exactly these many tokens."""
+    made = generate(
+        contest.target,
+        [contest.prompts[(case + row) % len(contest.prompts)] for row in range(arm.batch)],
+        sampler=contest.samplers[arm.sampler],
+        max_new_tokens=new_tokens,
+        drafter=_drafter(contest, arm),
+        exit_policy=FixedLength(arm.length) if arm.length else None,
+        generator=torch.Generator(contest.target.device).manual_seed(case),
+        eos_token_id=[],
+    )
+    return Made(sum(map(len, made.tokens)), made)
+
+
+def _drafter(contest: Contest, arm: Arm) -> Drafter | None:
+    if arm.strategy == "draft model":
+        return ModelDrafter(contest.draft)
+    return PromptLookupDrafter() if arm.strategy == "prompt lookup" else None
+
+
+def _theirs(contest: Contest, arm: Arm, case: int) -> Made:
+    """Do the same with `transformers`, told to draft the same number of tokens each round."""
+    prompt = torch.tensor([contest.prompts[case]], device=contest.theirs.device)
+    settings: dict[str, Any] = _their_sampler(contest.samplers[arm.sampler])
+    if arm.strategy == "draft model":
+        draft = contest.their_draft
+        draft.generation_config.num_assistant_tokens = arm.length
+        draft.generation_config.num_assistant_tokens_schedule = "constant"
+        draft.generation_config.assistant_confidence_threshold = 0.0
+        settings["assistant_model"] = draft
+    if arm.strategy == "prompt lookup":
+        settings["prompt_lookup_num_tokens"] = arm.length
+        settings["max_matching_ngram_size"] = 3
+    made = contest.theirs.generate(  # pyright: ignore[reportCallIssue]
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=contest.new_tokens,
+        **settings,
+    )
+    return Made(made.shape[1] - prompt.shape[1])
+
+
+def _their_sampler(sampler: Sampler) -> dict[str, Any]:
+    if sampler.temperature == 0:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": float(sampler.temperature),
+        "top_k": int(sampler.top_k),
+        "top_p": float(sampler.top_p),
+    }
+
+
+def _row(
+    contest: Contest,
+    arm: Arm,
+    laps: Mapping[Arm, list[Lap[Made]]],
+    starts: list[Lap[Made]],
+    bandwidth: float,
+    clock: Callable[[], float],
+) -> dict[str, object]:
+    base = laps[Arm(arm.sampler, "autoregressive")]
+    rate = Spread.of([lap.result.tokens / lap.seconds for lap in laps[arm]])
+    speedup = Spread.of(
+        [
+            lap.result.tokens / lap.seconds / (plain.result.tokens / plain.seconds)
+            for lap, plain in zip(laps[arm], base, strict=True)
+        ]
+    )
+    return {
+        **{"sampler": arm.sampler, "strategy": arm.strategy, "library": arm.library},
+        **{"batch": arm.batch, "length": arm.length},
+        **columns("tokens_per_second", rate),
+        **columns("speedup", speedup),
+        **_told(contest, arm, laps, starts, bandwidth, clock),
+        **{"n": rate.n, "new_tokens": contest.new_tokens, "device": str(contest.target.device)},
+        "dtype": str(contest.target.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _told(
+    contest: Contest,
+    arm: Arm,
+    laps: Mapping[Arm, list[Lap[Made]]],
+    starts: list[Lap[Made]],
+    bandwidth: float,
+    clock: Callable[[], float],
+) -> dict[str, float]:
+    """Say of our own arms how the tokens came, and what theory makes of it."""
+    names = ("acceptance", "tokens_per_pass", "roofline", "predicted", "residual")
+    costs = ("draft_ms", "target_ms", "verify_ms", "other_ms")
+    told: dict[str, float] = {name: float("nan") for name in (*names, *costs)}
+    made = [lap.result.generation for lap in laps[arm] if lap.result.generation is not None]
+    if not made:
+        return told
+    seconds = sum(lap.seconds for lap in laps[arm])
+    told["acceptance"] = _ratio(made, lambda each: (each.trace.accepted, each.trace.drafted))
+    told["tokens_per_pass"] = _ratio(made, lambda each: (each.trace.emitted, each.trace.row_passes))
+    told["roofline"] = _bytes_read(contest, arm, made) / seconds / bandwidth
+    if arm.strategy == "draft model" and arm.batch == 1:
+        return told | _foretold(contest, arm, laps, starts, clock)
+    return told
+
+
+def _foretold(
+    contest: Contest,
+    arm: Arm,
+    laps: Mapping[Arm, list[Lap[Made]]],
+    starts: list[Lap[Made]],
+    clock: Callable[[], float],
+) -> dict[str, float]:
+    """Predict the speed-up from the parts of a round, and compare it with the whole."""
+    plain = Arm(arm.sampler, "autoregressive")
+    alone, drafted = (_decoding_seconds(laps[each], starts) for each in (plain, arm))
+    costs = _costs(contest, arm, alone / (contest.new_tokens - 1), clock)
+    made = (lap.result.generation for lap in laps[arm])
+    rounds = pandas.concat([_rounds(each) for each in made if each is not None])
+    predicted = predicted_speedup(position_acceptances(rounds), arm.length, costs)
+    return {
+        "predicted": predicted,
+        "residual": alone / drafted / predicted - 1,
+        "draft_ms": 1e3 * costs.draft,
+        "target_ms": 1e3 * costs.target,
+        "verify_ms": 1e3 * costs.verify[arm.length],
+        "other_ms": 1e3 * costs.other,
+    }
+
+
+def _ratio(made: list[Generation], counts: Callable[[Generation], tuple[int, int]]) -> float:
+    """Divide sums over all generations; NaN if there is nothing to divide by."""
+    above, below = (sum(column) for column in zip(*map(counts, made), strict=True))
+    return above / below if below else float("nan")
+
+
+def _rounds(made: Generation) -> pandas.DataFrame:
+    """Give the rounds whose drafts no budget cut short: the prefill and the last are left out."""
+    table = made.trace.table()
+    return table.query("0 < round < round.max()")
+
+
+def _decoding_seconds(laps: list[Lap[Made]], starts: list[Lap[Made]]) -> float:
+    """Give the median time, over prompts, of the tokens after the first."""
+    pairs = zip(laps, starts, strict=True)
+    return Spread.of([lap.seconds - start.seconds for lap, start in pairs]).median
+
+
+def _bytes_read(contest: Contest, arm: Arm, made: list[Generation]) -> int:
+    """Count the bytes of weights that target passes and draft steps had to read."""
+    passes = sum(len(each.trace.rounds) for each in made)
+    steps = sum(max(row.drafted for row in each.rows) for one in made for each in one.trace.rounds)
+    draft = _size(contest.draft) if arm.strategy == "draft model" else 0
+    return passes * _size(contest.target) + steps * draft
+
+
+def _size(decoder: Decoder) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in decoder.state_dict().values())
+
+
+def _costs(contest: Contest, arm: Arm, target_round: float, clock: Callable[[], float]) -> Costs:
+    """Measure the parts of a round by themselves, in the middle of a text.
+
+    What a round costs beside passes and drafts (`other`) is what an autoregressive round, timed as
+    a whole, costs beside its pass, and what verifying drafts costs more than drawing a token.
+    """
+    timed = _parts(contest, arm, clock)
+    read, verify, draft, draw, judge = (
+        timed.spread(part).median / 1e3 for part in ("read", "verify", "draft", "draw", "judge")
+    )
+    other = max(0.0, target_round - read) + judge - draw
+    return Costs(target_round, draft / arm.length, {arm.length: verify}, other)
+
+
+def _parts(contest: Contest, arm: Arm, clock: Callable[[], float]) -> Comparison:
+    sampler, k = contest.samplers[arm.sampler], arm.length
+    prompt = contest.prompts[len(contest.prompts) // 2]
+    half = (prompt * contest.new_tokens)[: len(prompt) + contest.new_tokens // 2]
+    bench = _Workbench(contest, half, sampler, k)
+    arms = {
+        "read": lambda: bench.read(0),
+        "verify": lambda: bench.read(k),
+        "draft": bench.propose,
+        "draw": lambda: bench.judge(0),
+        "judge": lambda: bench.judge(k),
+    }
+    schedule = Schedule(repeats=15, warmup=3, inner=1)
+    return compare(arms, schedule=schedule, device=contest.target.device, clock=clock)
+
+
+@final
+class _Workbench:
+    """A text that is always at the same point, for timing one part of a round again and again."""
+
+    def __init__(self, contest: Contest, ids: Prompt, sampler: Sampler, length: int) -> None:
+        self.sampler, self.length, device = sampler, length, contest.target.device
+        capacity, spare = len(ids) + length + 1, length + 2
+        self.text = Text([ids], capacity, device)
+        self.reader = Reader(contest.target, 1, capacity, spare)
+        job = Job(self.reader, sampler, 1, capacity, spare)
+        self.proposer: Proposer = ModelDrafter(contest.draft).begin(job)
+        self.generator = torch.Generator(device).manual_seed(0)
+        with torch.no_grad():
+            self.logits = {0: self.reader.read(self.text)}
+            self.draft: Draft = self.propose()
+            self.logits[length] = self.reader.read(self.text, self.draft.tokens)
+
+    @torch.no_grad()
+    def read(self, n_drafts: int) -> torch.Tensor:
+        return self.reader.read(self.text, self.draft.tokens[:, :n_drafts])
+
+    @torch.no_grad()
+    def propose(self) -> Draft:
+        stop = FixedLength(self.length)
+        return self.proposer.propose(self.text, [self.length], stop, generator=self.generator)
+
+    @torch.no_grad()
+    def judge(self, n_drafts: int) -> None:
+        probs = self.sampler.probs(self.logits[n_drafts])
+        verify_rows(
+            self.draft.tokens[:, :n_drafts],
+            self.draft.probs[:, :n_drafts],
+            probs,
+            self.draft.lengths.clamp(max=n_drafts),
+            verification="token",
+            generator=self.generator,
+        )
