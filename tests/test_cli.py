@@ -1,13 +1,17 @@
 """The `foredraft` command."""
 
 import json
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
+import foredraft as fd
 from foredraft import cli, params, paths, recording, results, runner
 from foredraft.articles import ARTICLES
 from foredraft.provenance import Stamp
@@ -132,7 +136,8 @@ def test_models_lists_what_is_shipped(foredraft, tmp_path, monkeypatch):
 
 
 def test_a_benchmark_is_shown_or_recorded(foredraft, tmp_path, monkeypatch):
-    row = {"what": "top-k", "ratio_median": 9.87654, "ratio_min": 9, "ratio_iqr": 0.1, "n": 5}
+    spread = {"ratio_median": 9.87654, "ratio_min": 9, "ratio_max": 11, "ratio_iqr": 1}
+    row = {"what": "top-k", **spread, "n": 5}
     table = pd.DataFrame([row])
     measures = {("sampling", "cpu"): lambda: table}
     monkeypatch.setattr(cli, "_benchmarks", lambda: measures)
@@ -140,7 +145,7 @@ def test_a_benchmark_is_shown_or_recorded(foredraft, tmp_path, monkeypatch):
     code, out, _ = foredraft("bench", "sampling")
     assert code == 0
     assert out.splitlines()[0].split() == ["what", "ratio", "n"]
-    assert out.splitlines()[1].split() == ["top-k", "9.877", "5"]
+    assert out.splitlines()[1].split() == ["top-k", "9.88", "(9–11)", "5"]
     assert not list(tmp_path.iterdir())
     for words in (("record",), ("record", "sampling")):
         assert foredraft(*words)[0] == 0
@@ -168,6 +173,109 @@ def test_generated_text_is_shown_whole_and_the_same_for_the_same_seed(foredraft)
     assert first == again
     assert first[0] == 0
     assert foredraft(*words, "--seed", "4")[1] != first[1]
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """Load each model once."""
+    return cache(fd.load)
+
+
+@pytest.fixture
+def output(monkeypatch, kept):
+    """Say whether standard output is a terminal, and whether it has colours."""
+    monkeypatch.setattr(fd, "load", kept)
+
+    def be(*, terminal: bool, colours: bool = True) -> None:
+        console = Console(
+            force_terminal=terminal, color_system="auto", no_color=not colours, _environ=TERMINAL
+        )
+        monkeypatch.setattr(cli, "_output", console)
+
+    be(terminal=False)
+    return be
+
+
+TERMINAL = {"TERM": "xterm-256color"}
+DRAFTED = ("generate", "def mean(x):", "-n", "12", "--drafter", "pocket-gemma2")
+
+
+def test_plain_decoding_has_neither_marks_nor_colours(foredraft, output):
+    output(terminal=True)
+    code, out, err = foredraft("generate", "def mean(x):", "-n", "12")
+    assert code == 0
+    assert not re.search(r"\x1b|‹[rb]›", out)
+    assert err == (
+        "12 tokens · 12 rounds · 0 drafted · 0 accepted · acceptance rate – · "
+        "1.00 tokens a target pass\n"
+    )
+
+
+@pytest.mark.parametrize("how", [{"terminal": False}, {"terminal": True, "colours": False}])
+def test_where_there_is_no_colour_tokens_are_told_apart_by_marks(foredraft, output, how):
+    output(**how)
+    code, out, err = foredraft(*DRAFTED)
+    legend, told = err.splitlines()
+    assert code == 0
+    assert legend == "accepted · ‹r›recovered · ‹b›bonus"
+    tokens, rounds, drafted, accepted = map(int, re.findall(r"\d+", told)[:4])
+    assert tokens == 12 == rounds + accepted
+    assert drafted > accepted > 0
+    assert len(re.findall("‹[rb]›", out)) == rounds
+    assert "\x1b" not in out
+
+
+def test_on_a_terminal_tokens_are_told_apart_by_colours(foredraft, output):
+    plain = foredraft(*DRAFTED, "--plain")[1]
+    output(terminal=True)
+    _, out, err = foredraft(*DRAFTED)
+    assert err.startswith("accepted (green) · recovered (yellow) · bonus (blue)\n")
+    assert "\x1b[32m" in out
+    assert re.sub(r"\x1b\[\d+m", "", out) == plain
+
+
+def test_marks_come_and_go_as_asked(foredraft, output):
+    marked = foredraft(*DRAFTED)[1]
+    _, clean, told = foredraft(*DRAFTED, "--no-marks")
+    assert re.sub("‹[rb]›", "", marked) == clean
+    assert foredraft(*DRAFTED, "--plain") == (0, clean, told)
+    assert len(told.splitlines()) == 1, "nothing to explain"
+    output(terminal=True)
+    both = foredraft(*DRAFTED, "--marks")[1]
+    assert re.sub(r"\x1b\[\d+m", "", both) == marked
+    assert foredraft(*DRAFTED, "--plain") == (0, clean, told)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--drafter", "lookup"),
+        ("--drafter", "pocket-llama", "--confidence-exit", "0.6", "--draft-length", "3"),
+        ("--drafter", "pocket-gemma2", "--verification", "block", "--draft-length", "1"),
+    ],
+)
+def test_whoever_drafts_the_greedy_text_is_the_same(foredraft, output, words):
+    greedy = ("generate", "def f(x):\n    return f(x", "-n", "16", "--temperature", "0", "--plain")
+    code, out, err = foredraft(*greedy, *words)
+    assert (code, out) == (0, foredraft(*greedy)[1])
+    assert " 0 drafted" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--confidence-exit", "0.5"), "error: --confidence-exit 0.5 looks at a draft model's"),
+        (("--drafter", "lookup", "--confidence-exit", "0.5"), "give one with --drafter"),
+        (("--drafter", "lookup", "--draft-length", "0"), "give 1 or more, or no drafter"),
+        (("--drafter", "pocket-lama"), "error: no model 'pocket-lama': did you mean"),
+        (("--verification", "tokens"), "unknown verification 'tokens': did you mean 'token'?"),
+    ],
+)
+def test_a_way_to_draft_that_makes_no_sense_is_one_line(foredraft, words, told):
+    code, out, err = foredraft("generate", "x", *words)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert "Traceback" not in err
 
 
 def test_a_sampler_that_makes_no_sense_is_one_line_and_no_traceback(foredraft):

@@ -6,7 +6,7 @@ What a command needs is imported when it runs, so that `--help` is there at once
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,10 @@ from foredraft.hints import unknown
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from foredraft.decoding.draft import Drafter
+    from foredraft.decoding.exit import ExitPolicy
+    from foredraft.streaming import Look
+
 app = typer.Typer(
     help="Speculative decoding, measured: run the articles, use the models, publish the results.",
     no_args_is_help=True,
@@ -30,8 +34,17 @@ app = typer.Typer(
 _progress = Console(stderr=True, highlight=False)
 _output = Console(highlight=False)
 
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""What a character decodes to whose last bytes are still to come."""
+LOOKUP = "lookup"
+"""The drafter that is no model: the text itself."""
+
+BENCHMARKS = {"decode": "speculative_decoding"}
+"""What a benchmark is called, beside the article that draws it."""
+
+MEASURED = {
+    "sampling": ("foredraft.benchmarks.sampling",),
+    "speculative_decoding": ("foredraft.benchmarks.decoding",),
+}
+"""The modules whose speed an article's recording holds; what they import goes with them."""
 
 Slug = Annotated[str, typer.Argument(help="The article, such as sampling.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
@@ -122,35 +135,91 @@ def generate(  # noqa: PLR0913 - one option a knob
     top_p: Annotated[float, typer.Option(help="Keep this much mass; 1: all.")] = 1.0,
     device: Device = "cpu",
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    drafter: Annotated[
+        str | None,
+        typer.Option(help="A smaller model, or `lookup` in the text; without one, nobody drafts."),
+    ] = None,
+    draft_length: Annotated[int, typer.Option(help="How many tokens a draft has at most.")] = 4,
+    confidence_exit: Annotated[
+        float | None,
+        typer.Option(help="Stop drafting after a token of less than this confidence."),
+    ] = None,
+    verification: Annotated[str, typer.Option(help="token or block.")] = "token",
+    marks: Annotated[
+        bool | None,
+        typer.Option(
+            "--marks/--no-marks",
+            help="Mark recovered and bonus tokens; without either, where there is no colour.",
+        ),
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Neither colours nor marks.")] = False,
 ) -> None:
-    """Continue a text, shown as it is made."""
+    """Continue a text, shown as it is made: what was accepted, recovered or a bonus, told apart."""
     import torch
 
     import foredraft as fd
-    from foredraft.decoding.trace import Round
+    from foredraft.streaming import Look, Piece, TokenStream, summary
 
     sampler = fd.Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
+    stop = _exit(drafter, draft_length, confidence_exit)
     decoder, tokenizer = fd.load(model, device=device)
-    made: list[int] = []
-    shown = ""
+    proposes = _drafter(drafter, device)
+    ids = tokenizer.encode(prompt)
+    stream = TokenStream(lambda tokens: str(tokenizer.decode(tokens)), ids)
+    look = Look() if plain or drafter is None else _look(marks)
 
-    def show(each: Round) -> None:
-        nonlocal shown
-        made.extend(each.rows[0].tokens)
-        text = str(tokenizer.decode(made))
-        if not text.endswith(UNFINISHED):
-            typer.echo(text[len(shown) :], nl=False)
-            shown = text
+    def show(pieces: list[Piece]) -> None:
+        for piece in pieces:
+            typer.echo(look.dress(piece), nl=False, color=look.colours)
 
-    fd.generate(
+    if look.legend():
+        _progress.print(look.legend(), markup=False, soft_wrap=True)
+    made = fd.generate(
         decoder,
-        [tokenizer.encode(prompt)],
+        [ids],
         sampler=sampler,
         max_new_tokens=n,
+        drafter=proposes,
+        exit_policy=stop,
         generator=torch.Generator(device).manual_seed(seed),
-        on_round=show,
+        verification=verification,
+        on_round=lambda each: show(stream.feed(each.rows[0])),
     )
-    typer.echo(str(tokenizer.decode(made))[len(shown) :])
+    show(stream.finish())
+    typer.echo()
+    _progress.print(summary(made), markup=False, soft_wrap=True)
+
+
+def _exit(drafter: str | None, draft_length: int, threshold: float | None) -> "ExitPolicy":
+    """When to stop drafting; only a draft model has confidences."""
+    import foredraft as fd
+
+    if threshold is None:
+        return fd.FixedLength(draft_length)
+    if drafter in (None, LOOKUP):
+        raise ValueError(
+            f"--confidence-exit {threshold} looks at a draft model's confidences: give one with "
+            "--drafter"
+        )
+    return fd.ConfidenceExit(threshold, draft_length)
+
+
+def _drafter(name: str | None, device: str) -> "Drafter | None":
+    import foredraft as fd
+
+    if name is None:
+        return None
+    if name == LOOKUP:
+        return fd.PromptLookupDrafter()
+    return fd.ModelDrafter(fd.load(name, device=device)[0])
+
+
+def _look(marks: bool | None) -> "Look":
+    """Colours where the output has them; marks where it has none, or as the reader says."""
+    from foredraft.streaming import Look
+
+    coloured = _output.color_system not in (None, "windows") and not _output.no_color
+    return Look(colours=coloured, marks=not coloured if marks is None else marks)
 
 
 @app.command()
@@ -183,13 +252,15 @@ def pretrain(
 
 
 @app.command()
-def bench(slug: Slug, device: Device = "cpu") -> None:
-    """Measure on this machine and show the medians; nothing is written."""
-    frame = _benchmarks()[_known(slug, device)]()
-    kept = [name for name in frame.columns if not name.endswith(("_min", "_max", "_iqr"))]
-    table = Table(*(name.removesuffix("_median") for name in kept), box=None, pad_edge=False)
-    for row in frame[kept].itertuples(index=False):
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+def bench(
+    name: Annotated[str, typer.Argument(help="sampling or decode, or an article of these.")],
+    device: Device = "cpu",
+) -> None:
+    """Measure on this machine and show medians with least and most; nothing is written."""
+    frame = _benchmarks()[_known(BENCHMARKS.get(name, name), device)]()
+    table = Table(*_columns(frame), box=None, pad_edge=False)
+    for row in frame.to_dict("records"):
+        table.add_row(*(_cell(row, name) for name in _columns(frame)))
     _output.print(table)
 
 
@@ -204,20 +275,46 @@ def record(
     from foredraft import paths, recording
     from foredraft.provenance import stamp
 
-    source = paths.PACKAGES["foredraft"] / "bench.py"
     for key, measure in _benchmarks().items():
         if key == (_known(slug, device) if slug else (key[0], device)):
             _progress.print(f"▶ {key[0]} on {device} …")
-            made_from = stamp(key[0], {}, [source], device=device)
+            inputs = [source for each in MEASURED[key[0]] if (source := paths.module(each))]
+            made_from = stamp(key[0], {}, inputs, device=device)
             written = recording.record(key[0], device, measure(), made_from)
             _progress.print(f"✓ {paths.label(written)}")
 
 
 def _benchmarks() -> dict[tuple[str, str], Callable[[], "DataFrame"]]:
     """What can be measured: article and device."""
-    from foredraft import bench as benchmarks
+    from foredraft.benchmarks import decoding, sampling
 
-    return {("sampling", "cpu"): benchmarks.sampling_benchmark}
+    def decode(device: str) -> Callable[[], "DataFrame"]:
+        return lambda: decoding.decoding_benchmark(
+            decoding.pocket_contest(device=device), report=_progress.print
+        )
+
+    return {
+        ("sampling", "cpu"): sampling.sampling_benchmark,
+        ("speculative_decoding", "cpu"): decode("cpu"),
+        ("speculative_decoding", "cuda"): decode("cuda"),
+    }
+
+
+def _columns(frame: "DataFrame") -> list[str]:
+    """Name each measured figure once: its least, most and spread go into the same cell."""
+    hidden = ("_min", "_max", "_iqr")
+    shown = [column for column in frame.columns if not column.endswith(hidden)]
+    return [column.removesuffix("_median") for column in shown]
+
+
+def _cell(row: Mapping[Hashable, Any], name: str) -> str:
+    if f"{name}_max" in row:
+        middle, least, most = (row[f"{name}_{end}"] for end in ("median", "min", "max"))
+        return f"{middle:.3g} ({least:.3g}–{most:.3g})"
+    value = row.get(name, row.get(f"{name}_median"))
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.4g}"
+    return str(value)
 
 
 def _known(slug: str, device: str) -> tuple[str, str]:
