@@ -66,8 +66,9 @@ def test_a_target_clearly_beats_counting(name):
     assert told["held_out_package"]["bits_per_byte"] < 0.9 * told["five_gram_bits_per_byte"]
 
 
-def test_every_recipe_is_shipped():
-    assert set(SHIPPED) == set(RECIPES)
+def test_the_models_of_the_articles_so_far_are_shipped():
+    """The recipe of `pocket-gemma2-layerskip` is for article 03."""
+    assert set(RECIPES) - set(SHIPPED) == {"pocket-gemma2-layerskip"}
 
 
 @every_target

@@ -38,6 +38,7 @@ EDGES = (0, 32, 128, 256, 512, 1024)
 LONG_WINDOW = 4096
 N_LONG_WINDOWS = 12
 LONG_EDGES = (0, 1024, 2048, 3072, 4096)
+OVERLAP_WINDOWS = (256, 1024)
 DIGITS = 4
 EXITS = (3, 4, 6, 8, 10)
 """Layers before an early exit, where a model is trained for them."""
@@ -93,12 +94,7 @@ def rendered(card: Mapping[str, Any]) -> str:
         f"| {span} | {loss} |"
         for span, loss in [*package["by_position"].items(), *package["long"].items()]
     )
-    drafts = (
-        f"\nMean Σ min(p, q) with its teacher: **{card['overlap_with_teacher']}** along the "
-        f"held-out package, {card['overlap_with_teacher_files']} along the held-out files.\n"
-        if card["overlap_with_teacher"] is not None
-        else ""
-    )
+    drafts = _rendered_overlaps(card["overlap_with_teacher"])
     exits = _rendered_exits(card) if "layer_skip" in card else ""
     new = f"{package['nats_per_token']} | {package['bits_per_byte']}"
     return f"""# {card["name"]}
@@ -171,13 +167,6 @@ def _evaluated(recipe: Recipe, decoder: Decoder, corpus: Corpus, device: str) ->
     known = held_out(decoder, files, length=WINDOW, n_windows=N_WINDOWS)
     new = held_out(decoder, package, length=WINDOW, n_windows=N_WINDOWS)
     long = held_out(decoder, package, length=LONG_WINDOW, n_windows=N_LONG_WINDOWS)
-    teacher = _teacher(recipe, device)
-    window = {"length": WINDOW, "n_windows": N_WINDOWS}
-    overlaps = (
-        (None, None)
-        if teacher is None
-        else tuple(round(overlap(teacher, decoder, s, **window), DIGITS) for s in (package, files))
-    )
     return {
         "held_out_package_name": HELD_OUT_PACKAGE,
         "held_out_package": {
@@ -191,9 +180,42 @@ def _evaluated(recipe: Recipe, decoder: Decoder, corpus: Corpus, device: str) ->
             "bits_per_byte": round(known.nats_per_token * files.bits_per_nat, DIGITS),
         },
         "five_gram_bits_per_byte": round(counted_bits_per_byte(corpus), DIGITS),
-        "overlap_with_teacher": overlaps[0],
-        "overlap_with_teacher_files": overlaps[1],
+        "overlap_with_teacher": overlaps(_teacher(recipe, device), decoder, corpus),
     }
+
+
+def overlaps(
+    teacher: Decoder | None, decoder: Decoder, corpus: Corpus
+) -> dict[str, dict[str, float]] | None:
+    """Measure the mean Σ min(p, q) with a teacher along both held-out texts, by window length."""
+    if teacher is None:
+        return None
+    texts = {"package": corpus.held_out_package, "files": corpus.held_out_files}
+    return {
+        name: {
+            str(length): round(
+                overlap(teacher, decoder, split, length=length, n_windows=N_WINDOWS), DIGITS
+            )
+            for length in OVERLAP_WINDOWS
+        }
+        for name, split in texts.items()
+    }
+
+
+def _rendered_overlaps(found: Mapping[str, Mapping[str, float]] | None) -> str:
+    if found is None:
+        return ""
+    rows = "\n".join(
+        f"| {length} | {found['package'][length]} | {found['files'][length]} |"
+        for length in found["package"]
+    )
+    return f"""
+Mean Σ min(p, q) with its teacher, the share of drafts accepted at temperature 1:
+
+| window (tokens) | held-out package | held-out files |
+|---|---|---|
+{rows}
+"""
 
 
 def _early_exits(recipe: Recipe, decoder: Decoder, corpus: Corpus, device: str) -> dict[str, Any]:

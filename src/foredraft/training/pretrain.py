@@ -22,7 +22,7 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load
 from foredraft.training.checkpoint import Checkpoint, Progress
 from foredraft.training.corpus import Corpus, Split
-from foredraft.training.layerskip import ExitLoss, LayerSkip, dropped, exit_weights
+from foredraft.training.layerskip import ExitLoss, dropped, exit_weights
 from foredraft.training.recipes import Recipe, Stage
 from foredraft.types import Float, Int, Tensor
 
@@ -64,7 +64,6 @@ def pretrain(
     run.compiles = compile
     if compile:
         run.distil = torch.compile(distillation_loss)
-        run.cross_entropy = torch.compile(F.cross_entropy)
     for index in range(run.progress.stage, len(recipe.stages)):
         run.train_stage(index)
     return run.decoder.eval().requires_grad_(False), run.progress
@@ -84,7 +83,6 @@ class _Run:
         self.recipe, self.corpus, self.accelerator = recipe, corpus, accelerator
         self.teacher = teacher
         self.distil: Callable[[Tensor, Tensor], Tensor] = distillation_loss
-        self.cross_entropy: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
         self.compiles = False
         self.report = report
         self.checkpoint = Checkpoint(recipe.name)
@@ -94,8 +92,6 @@ class _Run:
             self.checkpoint.load_model(self.decoder)
             return
         self.decoder = started(recipe)
-        if recipe.starts_with_teachers_embedding and teacher is not None:
-            self.decoder.embedding.weight.data.copy_(teacher.embedding.weight)
 
     def train_stage(self, index: int) -> None:
         stage = self.recipe.stages[index]
@@ -103,10 +99,7 @@ class _Run:
         optimizer = _optimizer(self.decoder, self.recipe)
         if self.progress.step:
             self.checkpoint.load_optimizer(self.decoder, optimizer)
-        trained = self.decoder
-        if self.recipe.layer_skip is not None:
-            trained = ExitLoss(self.decoder, compile=self.compiles)
-        model, optimizer = self.accelerator.prepare(trained, optimizer)
+        model, optimizer = self.accelerator.prepare(self._trained(stage), optimizer)
         n_steps = math.ceil(stage.tokens / self.recipe.batch_tokens)
         while self.progress.step < n_steps:
             started = time.monotonic()
@@ -143,37 +136,44 @@ class _Run:
         """Average over processes."""
         return cast("Tensor", self.accelerator.reduce(loss, "mean")).item()
 
+    def _trained(self, stage: Stage) -> nn.Module:
+        """Give what a stage compiles and differentiates: with the loss where the text has it."""
+        by_branch = self.compiles and self.recipe.layer_skip is not None
+        return self.decoder if stage.teacher else ExitLoss(self.decoder, compile=by_branch)
+
     def _loss(
         self, model: nn.Module, batch: Int[Tensor, "rows window"], stage: Stage
     ) -> Float[Tensor, ""]:
-        if self.recipe.layer_skip is not None:
-            return self._exit_loss(model, batch, self.recipe.layer_skip)
         if stage.teacher is None or self.teacher is None:
-            return self._text_loss(model, batch)
+            return self._exit_loss(model, batch)
         inputs = batch[:, :-1]
         logits = model(inputs).flatten(0, 1).float()
         with torch.no_grad():
             taught = self.teacher(inputs).flatten(0, 1).float().softmax(-1)
         return self.distil(logits, taught)
 
-    def _text_loss(self, model: nn.Module, batch: Int[Tensor, "rows window"]) -> Float[Tensor, ""]:
-        """Loss of the whole model against the text, in nats a token."""
+    def _exit_loss(self, model: nn.Module, batch: Int[Tensor, "rows window"]) -> Float[Tensor, ""]:
+        """Loss at this step's exits, without the layers that it drops: as a rule, at the last."""
+        recipe, progress, option = self.recipe, self.progress, self.recipe.layer_skip
         inputs, targets = batch[:, :-1], batch[:, 1:]
-        if self.recipe.layer_skip is not None:
-            # branches compiled for evaluation too would exceed the number that torch keeps
-            with torch.compiler.set_stance("force_eager"):
-                return model(inputs, targets)
-        return self.cross_entropy(model(inputs).flatten(0, 1).float(), targets.flatten())
-
-    def _exit_loss(
-        self, model: nn.Module, batch: Int[Tensor, "rows window"], option: LayerSkip
-    ) -> Float[Tensor, ""]:
-        """Loss at this step's exits, without the layers that it drops."""
-        recipe, progress = self.recipe, self.progress
+        if option is None:
+            return model(inputs, targets)
         n_layers, done = self.decoder.config.n_layers, progress.tokens / recipe.tokens
         weights = exit_weights(option, n_layers, progress.tokens // recipe.batch_tokens)
         plan = dropped(option, n_layers, done, generator=self._generator(1))
-        return model(batch[:, :-1], batch[:, 1:], weights, plan)
+        return model(inputs, targets, weights, plan)
+
+    def _text_loss(
+        self, model: nn.Module, batch: Int[Tensor, "rows window"], stage: Stage
+    ) -> Float[Tensor, ""]:
+        """Loss of the whole model against the text, in nats a token."""
+        inputs, targets = batch[:, :-1], batch[:, 1:]
+        if stage.teacher is not None:
+            return F.cross_entropy(model(inputs).flatten(0, 1).float(), targets.flatten())
+        # branches compiled for evaluation too would exceed the number that torch keeps
+        stance = "default" if self.recipe.layer_skip is None else "force_eager"
+        with torch.compiler.set_stance(stance):
+            return model(inputs, targets)
 
     def _batch(self, stage: Stage) -> Int[Tensor, "rows window"]:
         """Draw this step's windows at random offsets; each process takes every n-th row."""
@@ -200,7 +200,7 @@ class _Run:
         losses = []
         for chunk in starts.reshape(8, rows):
             batch = windows(split, chunk.tolist(), stage.sequence).to(self.accelerator.device)
-            losses.append(self._text_loss(model, batch).item())
+            losses.append(self._text_loss(model, batch, stage).item())
         return sum(losses) / len(losses)
 
     def _advance(self, step: Step, seconds: float) -> None:

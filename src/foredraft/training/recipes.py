@@ -48,8 +48,6 @@ class Recipe:
     clip_norm: float = 1.0
     warmup_steps: int = 80
     seed: int = 0
-    starts_with_teachers_embedding: bool = False
-    """Whether a student of the teacher's width takes over its embedding, which is also the head."""
     starts_from: str | None = None
     """The shipped model whose weights the first stage goes on from, instead of new ones."""
     layer_skip: LayerSkip | None = None
@@ -141,20 +139,19 @@ POCKET_LLAMA_DRAFT = Recipe(
     name="pocket-llama-draft",
     architecture=LlamaConfig,
     sizes={
-        "hidden_size": 320,
-        "intermediate_size": 192,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "hidden_size": 192,
+        "intermediate_size": 768,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
         "head_dim": 32,
         "architectures": ["LlamaForCausalLM"],
     },
     stages=(
-        Stage(n_layers=2, sequence=256, tokens=8_000_000),
-        Stage(n_layers=2, sequence=256, tokens=2_400_000, teacher="pocket-llama"),
-        Stage(n_layers=2, sequence=1024, tokens=600_000, teacher="pocket-llama"),
+        Stage(n_layers=2, sequence=256, tokens=20_000_000),
+        Stage(n_layers=2, sequence=256, tokens=4_000_000, teacher="pocket-llama"),
+        Stage(n_layers=2, sequence=1024, tokens=1_000_000, teacher="pocket-llama"),
     ),
-    peak_learning_rate=2e-3,
-    starts_with_teachers_embedding=True,
+    peak_learning_rate=4e-3,
 )
 
 RECIPES = {
