@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from foredraft.decoding.gate import AlwaysDraft as AlwaysDraft
     from foredraft.decoding.loop import Generation as Generation
     from foredraft.decoding.loop import generate as generate
+    from foredraft.decoding.self_draft import SelfDrafter as SelfDrafter
     from foredraft.decoding.verify import verify as verify
     from foredraft.models.decoder import Decoder as Decoder
     from foredraft.models.loading import load as load
@@ -29,6 +30,7 @@ _HOMES = {
     "ModelDrafter": "foredraft.decoding.draft",
     "PromptLookupDrafter": "foredraft.decoding.draft",
     "Sampler": "foredraft.sampling",
+    "SelfDrafter": "foredraft.decoding.self_draft",
     "SkipPlan": "foredraft.models.skip",
     "generate": "foredraft.decoding.loop",
     "load": "foredraft.models.loading",

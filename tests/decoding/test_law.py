@@ -20,6 +20,7 @@ from foredraft import sampling
 from foredraft.decoding import verify
 from tests.decoding.conftest import Scripted, tiny
 
+PLAIN = fd.Sampler()
 PROMPT = (0, 1)
 JOINT = 3
 DTYPE = torch.float64
@@ -35,7 +36,7 @@ class Case:
 
     vocab: int = 3
     length: int = 2
-    sampler: fd.Sampler = fd.Sampler()
+    sampler: fd.Sampler = PLAIN
     draft_sampler: fd.Sampler | None = None
     verification: str = "token"
     stop: object = None
@@ -237,6 +238,28 @@ def test_so_they_do_for_proposals_that_nobody_drew(sampler, verification, monkey
     """One-hot proposals, of a length of their own in each row."""
     proposals = Scripted(lambda text, limit: [(text[-1] + i) % 3 for i in range(1 + sum(text) % 3)])
     case = Case(length=3, sampler=SAMPLERS[sampler], drafter=proposals, verification=verification)
+    assert distance(case, monkeypatch) < 1e-12
+
+
+SELF_DRAFTERS = {
+    "spread": fd.SelfDrafter(fd.SkipPlan(attn=[1], mlp=[0])),
+    "exit": fd.SelfDrafter(fd.SkipPlan.early_exit(1, 2), fd.Sampler(1.7)),
+    "two tokens": fd.SelfDrafter(fd.SkipPlan(mlp=[0]), vocabulary=[0, 2]),
+    "one token": fd.SelfDrafter(fd.SkipPlan.early_exit(0, 2), vocabulary=[1]),
+}
+
+
+@rules
+@pytest.mark.parametrize("sampler", ["plain", "top-p", "penalty"])
+@pytest.mark.parametrize("drafter", SELF_DRAFTERS)
+def test_so_they_do_when_the_target_drafts_for_itself(drafter, sampler, verification, monkeypatch):
+    """Ragged drafts, some without reuse of the exit, some from a part of the vocabulary."""
+    case = Case(
+        sampler=SAMPLERS[sampler],
+        drafter=SELF_DRAFTERS[drafter],
+        stop=STOPS["confident"],
+        verification=verification,
+    )
     assert distance(case, monkeypatch) < 1e-12
 
 

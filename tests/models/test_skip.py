@@ -1,15 +1,17 @@
 """A plan switches off exactly the branches that it names."""
 
 import copy
+import itertools
 import json
 import pickle
 
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import PreTrainedModel
+from transformers import DynamicCache, Gemma2Config, LlamaConfig, PreTrainedModel
 
 import foredraft as fd
+from foredraft.models.config import DecoderConfig
 
 LAYERS = range(4)
 CLOSE = {"rtol": 0, "atol": 1e-12}
@@ -35,16 +37,23 @@ def decoder(family, exact_decoder) -> fd.Decoder:
 
 
 def without(model: PreTrainedModel, plan: fd.SkipPlan) -> PreTrainedModel:
-    """A transformers model in which the sub-layers of the plan give zero."""
+    """A transformers model in which the branches of the plan give zero to the residual stream."""
     model = copy.deepcopy(model)
     for index, layer in enumerate(model.model.layers):
-        if index in plan.attn:
-            layer.self_attn.register_forward_hook(
-                lambda _module, _args, output: (torch.zeros_like(output[0]), *output[1:])
-            )
-        if index in plan.mlp:
-            layer.mlp.register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
+        attention, mlp = layer.self_attn, layer.mlp
+        if model.config.model_type == "gemma2":  # what joins the stream is what these norms give
+            attention, mlp = layer.post_attention_layernorm, layer.post_feedforward_layernorm
+        for last, layers in ((attention, plan.attn), (mlp, plan.mlp)):
+            if index in layers:
+                last.register_forward_hook(zeroed)
     return model
+
+
+def zeroed(_module, _args, output):
+    """Give zeros for the output of a module, or for the first of its outputs."""
+    if isinstance(output, tuple):
+        return (torch.zeros_like(output[0]), *output[1:])
+    return torch.zeros_like(output)
 
 
 def test_logits_under_a_plan_are_those_of_transformers_with_zeroed_sub_layers(
@@ -54,6 +63,26 @@ def test_logits_under_a_plan_are_those_of_transformers_with_zeroed_sub_layers(
     with widened:
         expected = without(exact_reference(family), plan)(tokens).logits
     assert (decoder(tokens, skip=plan) - expected).abs().max() <= 1e-10
+
+
+def test_a_draft_on_the_whole_model_s_prefix_is_that_of_transformers(
+    family, plan, exact_reference, decoder, widened, text
+):
+    """The self-drafter's reading: all of the prefix, past the window, then token by token."""
+    tokens, cache = text(2, 17), decoder.new_cache(2, 17)
+    model = exact_reference(family)
+    theirs = DynamicCache(config=model.config)
+    with widened:
+        model(tokens[:, :12], past_key_values=theirs)
+        drafting = without(model, plan)
+        expected = [
+            drafting(token, past_key_values=theirs).logits for token in tokens[:, 12:].split(1, 1)
+        ]
+    decoder.hidden(tokens[:, :12], cache)
+    cache.commit(12)
+    for token, wanted in zip(tokens[:, 12:].split(1, 1), expected, strict=True):
+        assert (decoder(token, cache, skip=plan) - wanted).abs().max() <= 1e-10
+        cache.commit(1)
 
 
 @pytest.mark.parametrize("sizes", [[11, *[1] * 12], [2, 9, 1, 11]], ids=["tokens", "chunks"])
@@ -115,6 +144,155 @@ def test_a_plan_is_a_set_of_branches():
     assert len(plan) == 4
     assert {plan, fd.SkipPlan(attn=[3, 1], mlp=[0, 1])} == {plan}
     assert repr(plan) == "SkipPlan(attn=[1, 3], mlp=[0, 1])"
+
+
+def test_plans_combine_as_sets_do():
+    one, other = fd.SkipPlan(attn=[1, 2], mlp=[0]), fd.SkipPlan(attn=[2, 3], mlp=[0, 1])
+    assert one | other == fd.SkipPlan(attn=[1, 2, 3], mlp=[0, 1])
+    assert one & other == fd.SkipPlan(attn=[2], mlp=[0])
+    assert one - other == fd.SkipPlan(attn=[1])
+    assert (one | other) - other == one - other
+    assert len(one | other) == len(one) + len(other) - len(one & other)
+
+
+@pytest.mark.parametrize(
+    ("plan", "layers"),
+    [
+        (fd.SkipPlan.layers([3, 0]), {0, 3}),
+        (fd.SkipPlan.early_exit(9, 12), {9, 10, 11}),
+        (fd.SkipPlan.early_exit(12, 12), set()),
+        (fd.SkipPlan.early_exit(0, 2), {0, 1}),
+        (fd.SkipPlan.every(4, 12), {3, 7, 11}),
+        (fd.SkipPlan.every(1, 3), {0, 1, 2}),
+        (fd.SkipPlan.every(5, 4), set()),
+        (fd.SkipPlan.spread(3, 12), {2, 6, 10}),
+        (fd.SkipPlan.spread(1, 5), {2}),
+        (fd.SkipPlan.spread(0, 5), set()),
+    ],
+    ids=repr,
+)
+def test_plans_of_whole_layers(plan, layers):
+    assert plan == fd.SkipPlan(attn=layers, mlp=layers)
+
+
+@pytest.mark.parametrize("n", range(13))
+def test_spread_layers_are_as_many_as_asked_and_evenly_apart(n):
+    layers = sorted(fd.SkipPlan.spread(n, 12).attn)
+    assert len(layers) == n
+    gaps = {after - before for before, after in itertools.pairwise(layers)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: fd.SkipPlan.layers([-1]), r"layers=\[-1\]: layers are integers counted from 0"),
+        (lambda: fd.SkipPlan.early_exit(13, 12), "n=13: an early exit lies after 0 to 12"),
+        (lambda: fd.SkipPlan.early_exit(-1, 12), "n=-1"),
+        (lambda: fd.SkipPlan.every(0, 12), "k=0: skip each layer"),
+        (lambda: fd.SkipPlan.spread(13, 12), "n=13: of 12 layers"),
+        (lambda: fd.SkipPlan.spread(-1, 12), "n=-1"),
+        (lambda: fd.SkipPlan(attn=[42]).cost(gemma2_9b()), r"skips layers \[42\]"),
+    ],
+)
+def test_what_makes_no_plan_is_refused(call, told):
+    with pytest.raises(ValueError, match=told):
+        call()
+
+
+@pytest.mark.parametrize("n", range(5))
+def test_an_early_exit_knows_its_layer_and_other_plans_have_none(n):
+    exiting = fd.SkipPlan.early_exit(n, 4)
+    assert exiting.exit_layer(4) == n
+    assert exiting.exit_layer(6) == (6 if n == 4 else None)
+    for branch in ({"attn": [3]}, {"mlp": [3]}, {"attn": [0]}, {"mlp": [0]}):
+        one = fd.SkipPlan(**branch)
+        other = exiting - one if one & exiting else exiting | one
+        assert other.exit_layer(4) is None
+
+
+ARTICLE = fd.SkipPlan(
+    attn=[4, 7, 8, 9, 10, 12, 16, 18, 19, 25, 29, 31, 34, 35, 36, 37, 38, 39, 41],
+    mlp=[2, 3, 6, 7, 8, 9, 14, 18, 20, 23, 25, 31, 33, 34, 35, 36, 37, 41],
+)
+
+
+def gemma2_9b() -> Gemma2Config:
+    return Gemma2Config(
+        vocab_size=256_000,
+        hidden_size=3584,
+        intermediate_size=14_336,
+        num_hidden_layers=42,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=256,
+    )
+
+
+def llama3_8b() -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+
+
+def test_the_article_s_plan_leaves_three_fifths_of_gemma_2_9b():
+    assert ARTICLE.cost(gemma2_9b()) == pytest.approx(0.609, abs=5e-4)
+    assert ARTICLE.cost(DecoderConfig.from_hf(gemma2_9b())) == ARTICLE.cost(gemma2_9b())
+
+
+@pytest.mark.parametrize(
+    ("config", "attention", "mlp", "head"),
+    [(gemma2_9b(), 0.200, 0.701, 0.099), (llama3_8b(), 0.179, 0.751, 0.070)],
+    ids=["gemma-2-9b", "Llama-3-8B"],
+)
+def test_the_branches_shares_of_published_models(config, attention, mlp, head):
+    """By hand: weights of the branches and of the head, without norms, to three places."""
+    everything = range(config.num_hidden_layers)
+    kept = {
+        "attention": fd.SkipPlan(attn=everything).cost(config),
+        "mlp": fd.SkipPlan(mlp=everything).cost(config),
+        "all": fd.SkipPlan(attn=everything, mlp=everything).cost(config),
+    }
+    wanted = {"attention": 1 - attention, "mlp": 1 - mlp, "all": head}
+    assert kept == pytest.approx(wanted, abs=6e-4)
+
+
+def test_a_cost_counts_the_very_weights_that_a_pass_reads(variant, exact_decoder, plan):
+    """Every tensor of the modules that run, the embedding's own lookup left out."""
+    decoder = exact_decoder(variant)
+    read = sum(each.numel() for each in (*decoder.norm.parameters(), head_weight(decoder)))
+    kept = read
+    for layer in decoder.layers:
+        for branch, skipped in ((layer.attention, plan.attn), (layer.mlp, plan.mlp)):
+            size = sum(each.numel() for each in branch.parameters())
+            read += size
+            kept += size * (layer.index not in skipped)
+    assert plan.cost(decoder.config) == pytest.approx(kept / read, abs=1e-15)
+
+
+def head_weight(decoder: fd.Decoder) -> torch.Tensor:
+    return decoder.embedding.weight if decoder.config.tied else decoder.head.weight
+
+
+def test_a_pass_goes_on_where_an_earlier_one_stopped(decoder, text):
+    tokens = text(2, 12)
+    exiting = fd.SkipPlan.early_exit(2, 4)
+    start = decoder.hidden(tokens, skip=exiting)
+    rest = decoder.hidden(tokens, skip=fd.SkipPlan.layers(LAYERS) - exiting, start=start)
+    assert torch.equal(rest, decoder.hidden(tokens))
+
+
+@pytest.mark.parametrize("ids", [[5], [90, 3, 41]])
+def test_some_rows_of_the_head_give_their_logits(variant, exact_decoder, text, ids):
+    decoder, ids = exact_decoder(variant), torch.tensor(ids)
+    hidden = decoder.hidden(text(2, 5))
+    trimmed = decoder.logits(hidden, decoder.head_rows(ids))
+    assert_close(trimmed, decoder.logits(hidden)[..., ids], **CLOSE)
 
 
 def test_a_plan_cannot_be_changed():
