@@ -20,6 +20,7 @@ from foredraft.hints import unknown
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from transformers import PreTrainedTokenizerBase
 
     from foredraft.decoding.draft import Drafter
     from foredraft.decoding.exit import ExitPolicy
@@ -163,9 +164,9 @@ def generate(  # noqa: PLR0913 - one option a knob
     sampler = fd.Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
     stop = _exit(drafter, draft_length, confidence_exit)
     decoder, tokenizer = fd.load(model, device=device)
-    proposes = _drafter(drafter, device)
+    proposes = _drafter(drafter, tokenizer, device)
     ids = tokenizer.encode(prompt)
-    stream = TokenStream(lambda tokens: str(tokenizer.decode(tokens)), ids)
+    stream = TokenStream(lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True)), ids)
     look = Look() if plain or drafter is None else _look(marks)
 
     def show(pieces: list[Piece]) -> None:
@@ -204,14 +205,19 @@ def _exit(drafter: str | None, draft_length: int, threshold: float | None) -> "E
     return fd.ConfidenceExit(threshold, draft_length)
 
 
-def _drafter(name: str | None, device: str) -> "Drafter | None":
+def _drafter(
+    name: str | None, tokenizer: "PreTrainedTokenizerBase", device: str
+) -> "Drafter | None":
     import foredraft as fd
+    from foredraft.models.loading import require_same_tokens
 
     if name is None:
         return None
     if name == LOOKUP:
         return fd.PromptLookupDrafter()
-    return fd.ModelDrafter(fd.load(name, device=device)[0])
+    draft, read_by = fd.load(name, device=device)
+    require_same_tokens(tokenizer, read_by)
+    return fd.ModelDrafter(draft)
 
 
 def _look(marks: bool | None) -> "Look":

@@ -43,6 +43,8 @@ def drafters(family):
         "itself": fd.ModelDrafter(ours),
         "another": fd.ModelDrafter(tiny(family, VOCAB, 2, torch.float32)),
         "another, sampled": fd.ModelDrafter(tiny(family, VOCAB, 2, torch.float32), fd.Sampler(1.3)),
+        "in part": fd.SelfDrafter(fd.SkipPlan(attn=[0], mlp=[1])),
+        "in part, trimmed": fd.SelfDrafter(fd.SkipPlan.early_exit(1, 2), vocabulary=range(9)),
         "lookup": fd.PromptLookupDrafter(),
         "wrong": Scripted(wrong),
         "fickle": Scripted(fickle),
@@ -57,7 +59,11 @@ def plain(family, sampler, n):
 @pytest.mark.parametrize("verification", ["token", "block"])
 @pytest.mark.parametrize("stop", EXITS)
 @pytest.mark.parametrize(
-    "name", ["itself", "another", "another, sampled", "lookup", "wrong", "fickle"]
+    "name",
+    [
+        *("itself", "another", "another, sampled", "in part", "in part, trimmed"),
+        *("lookup", "wrong", "fickle"),
+    ],
 )
 def test_greedy_text_is_autoregressive_decoding_s_token_for_token(family, name, stop, verification):
     """Batch 1 and ragged 8, beyond Gemma-2's window; with and without a repetition penalty."""
@@ -94,7 +100,7 @@ def test_a_model_that_drafts_for_itself_is_never_rejected(family, verification):
         assert set(made.trace.table().groupby("row")["round"].max()) == {5}
 
 
-@pytest.mark.parametrize("drafter", ["another", "lookup", "fickle"])
+@pytest.mark.parametrize("drafter", ["another", "in part", "lookup", "fickle"])
 def test_keys_and_values_after_each_round_are_those_of_a_fresh_prefill(
     family, drafter, monkeypatch
 ):
@@ -119,19 +125,21 @@ def test_keys_and_values_after_each_round_are_those_of_a_fresh_prefill(
         nonlocal compared
         for row in each.rows:
             texts[row.row] += row.tokens
-        cache = readers[0].cache
         for place, row in enumerate(each.rows):
             text = texts[row.row]
-            assert cache.lengths[place] == len(text) - 1
-            fresh = ours.new_cache(1, len(text))
-            ours.hidden(torch.tensor([text[:-1]]), fresh)
-            for layer in range(ours.config.n_layers):
-                for kept, wanted in ((cache.keys, fresh.keys), (cache.values, fresh.values)):
-                    got = kept[layer][place, : len(text) - 1]
-                    torch.testing.assert_close(
-                        got, wanted[layer][0, : len(text) - 1], atol=1e-10, rtol=0
-                    )
+            assert readers[0].cache.lengths[place] == len(text) - 1
+            for reader in readers:  # the target's, and the draft model's if there is one
+                same_as_fresh(reader, place, text)
             compared += 1
+
+    def same_as_fresh(reader, place, text):
+        cache, valid = reader.cache, min(reader.cache.lengths[place], len(text) - 1)
+        fresh = reader.model.new_cache(1, len(text))
+        reader.model.hidden(torch.tensor([text[:-1]]), fresh)
+        for layer in range(reader.model.config.n_layers):
+            for kept, wanted in ((cache.keys, fresh.keys), (cache.values, fresh.values)):
+                got = kept[layer][place, :valid]
+                torch.testing.assert_close(got, wanted[layer][0, :valid], atol=1e-10, rtol=0)
 
     fd.generate(
         ours,
@@ -228,7 +236,7 @@ def test_prompt_lookup_proposes_what_followed_the_longest_then_latest_match():
     rows = [
         tokens[:n] for tokens, n in zip(draft.tokens.tolist(), draft.lengths.tolist(), strict=True)
     ]
-    assert rows == [[5, 2, 3, 9], [7, 8], []]
+    assert rows == [[5, 2, 3, 9], [7, 8, 7], []]
     assert (draft.probs.gather(-1, draft.tokens[..., None]) == 1).all()
 
 
@@ -279,7 +287,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(change, told):
     ],
 )
 def test_nonsense_in_a_policy_is_refused(call):
-    with pytest.raises(ValueError, match="give|choose|match"):
+    with pytest.raises(ValueError, match=r"give|choose|match"):
         call()
 
 
@@ -294,8 +302,34 @@ def test_a_drafter_that_misstates_its_law_is_refused():
             draft = super().propose(*args, **named)
             return Draft(draft.tokens, draft.probs[..., :-1], draft.lengths)
 
-    for kind, told in ((Lying, "gives no mass"), (Misshapen, r"\[batch, k, vocab\]")):
+    class Narrow(Scripted):
+        def propose(self, *args, **named):
+            draft = super().propose(*args, **named)
+            return Draft(draft.tokens.int(), draft.probs, draft.lengths)
+
+    for kind, told in (
+        (Lying, "gives no mass"),
+        (Misshapen, r"\[batch, k, vocab\]"),
+        (Narrow, "torch.int32"),
+    ):
         with pytest.raises(ValueError, match=told):
             fd.generate(
                 target("llama"), PROMPTS, sampler=GREEDY, max_new_tokens=9, drafter=kind(wrong)
             )
+
+
+def test_lengths_beyond_the_drafted_tokens_are_cut():
+    class Boasting(Scripted):
+        def propose(self, *args, **named):
+            draft = super().propose(*args, **named)
+            return Draft(draft.tokens, draft.probs, draft.lengths + 2)
+
+    made = fd.generate(
+        target("llama"),
+        PROMPTS,
+        sampler=GREEDY,
+        max_new_tokens=16,
+        drafter=Boasting(lambda text, limit: [text[-1]]),
+    )
+    assert made.tokens == plain("llama", GREEDY, 16)
+    assert made.trace.table()["drafted"].max() == 1

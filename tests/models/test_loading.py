@@ -435,3 +435,11 @@ def test_every_tensor_is_read_once(folder, monkeypatch):
     first, *others = load_file(folder / WEIGHTS)
     assert {reads[name] for name in others} == {1}
     assert reads[first] >= 1
+
+
+def test_a_draft_model_must_read_the_same_tokens(tokenizer, letters):
+    loading.require_same_tokens(tokenizer, tokenizer)
+    with pytest.raises(
+        ValueError, match=r"differs from the target's in \d+ tokens.*'<s>' \(1, 0\)"
+    ):
+        loading.require_same_tokens(tokenizer, letters)

@@ -1,4 +1,4 @@
-"""Who proposes tokens: a smaller model, or the text itself.
+"""Who proposes tokens: a smaller model, or the text itself (for the target, see `self_draft`).
 
 A drafter is a reader's choice of how to draft; `begin` puts it to work on one batch, as a
 `Proposer` that keeps what it knows (a cache, say) from round to round. Both are protocols: any
@@ -14,6 +14,7 @@ import torch
 from foredraft.decoding.exit import Exit
 from foredraft.decoding.reader import Reader
 from foredraft.decoding.text import PADDING, Text
+from foredraft.models.cache import sent
 from foredraft.models.decoder import Decoder
 from foredraft.sampling import Sampler
 from foredraft.types import Float, Int, Tensor
@@ -133,7 +134,7 @@ def drafted(  # noqa: PLR0913 - what any model needs to draft
 
     `logits` are those after the text, and `step` reads a token in each row and gives the next ones.
     """
-    most = _on(logits.device, limits)
+    most = sent(limits, logits.device)
     lengths = most.clone() if not stop.watches else torch.zeros_like(most)
     going = most > 0
     tokens, laws = [], []
@@ -147,7 +148,7 @@ def drafted(  # noqa: PLR0913 - what any model needs to draft
             lengths = lengths + going
             confident = stop.goes_on(confidence(logits, tokens[-1]))
             going = going & confident & (lengths < most)
-            if not bool(going.any()):
+            if position + 1 < max(limits) and not bool(going.any()):
                 break
     return Draft(torch.stack(tokens, 1), torch.stack(laws, 1), lengths)
 
@@ -176,8 +177,8 @@ class PromptLookupDrafter:
     """Propose what followed the last occurrence of the text's last few tokens.
 
     Looks for the longest suffix of at most `max_ngram` tokens that occurs earlier in the text, and
-    proposes, at no cost to speak of, the tokens after it. Such drafts are one-hot proposals. The
-    method of LLMA (arXiv 2304.04487), known as prompt lookup.
+    proposes, at no cost to speak of, the tokens after it, over again where the text ends. Such
+    drafts are one-hot proposals. The method of LLMA (arXiv 2304.04487), known as prompt lookup.
     """
 
     max_ngram: int = 3
@@ -200,11 +201,12 @@ class _LookupProposer:
         self, text: Text, limits: Sequence[int], stop: Exit, *, generator: torch.Generator
     ) -> Draft:
         start = self._continuation(text)
-        most = torch.minimum(_on(text.tokens.device, limits), text.ends - start)
+        period = text.ends - start
+        most = sent(limits, start.device) * (period > 0)
         width = max(limits) if not text.tokens.is_cpu else int(most.max())
-        places = (start[:, None] + torch.arange(width, device=start.device)).clamp(
-            max=text.tokens.shape[1] - 1
-        )
+        # what follows the match is the text's own end, which then goes on as it did
+        within = torch.arange(width, device=start.device) % period.clamp(min=1)[:, None]
+        places = (start[:, None] + within).clamp(max=text.tokens.shape[1] - 1)
         tokens = text.tokens.gather(1, places).clamp(min=0)
         probs = torch.zeros(*tokens.shape, self.vocab, device=tokens.device)
         return Draft(tokens, probs.scatter_(-1, tokens[..., None], 1.0), most)
@@ -227,7 +229,3 @@ class _LookupProposer:
             found = torch.where(same & earlier, starts, PADDING).amax(-1)
             best = torch.where(found >= 0, found, best)
         return best
-
-
-def _on(device: torch.device, limits: Sequence[int]) -> Int[Tensor, " batch"]:
-    return torch.tensor(list(limits), device=device)

@@ -18,6 +18,7 @@ from foredraft.decoding.text import PADDING, Text
 from foredraft.decoding.trace import Round, RowRound, Trace
 from foredraft.decoding.verify import RULES, Verdicts, verify_rows
 from foredraft.hints import unknown
+from foredraft.models.cache import sent
 from foredraft.models.decoder import Decoder
 from foredraft.sampling import Sampler, poisoned
 from foredraft.types import Float, Int, Tensor
@@ -45,7 +46,6 @@ class Generation:
         return self.trace.emitted / passes if passes else float("nan")
 
 
-@torch.no_grad()
 def generate(  # noqa: PLR0913 - the one call that readers make
     model: Decoder,
     prompts: Prompts,
@@ -80,16 +80,19 @@ def generate(  # noqa: PLR0913 - the one call that readers make
     ids = _checked(prompts, model, max_new_tokens)
     if max_new_tokens == 0 or not ids:
         return Generation([[] for _ in ids], Trace(()))
+    generator = _on_device(generator, model.device)
     batch = _Batch(model, ids, sampler, max_new_tokens, _ends(eos_token_id, model))
     stop, gate = (exit_policy or FixedLength(4)).begin(len(ids)), gate or AlwaysDraft()
-    batch.begin(drafter, stop, gate)
-    generator = _on_device(generator, model.device)
+    with torch.inference_mode():
+        batch.begin(drafter, stop, gate)
     rounds: list[Round] = []
     while batch.rows:
-        rounds.append(batch.round(len(rounds), verification, generator))
+        with torch.inference_mode():
+            rounds.append(batch.round(len(rounds), verification, generator))
         if on_round is not None:
             on_round(rounds[-1])
-        batch.drop_finished()
+        with torch.inference_mode():
+            batch.drop_finished()
     return Generation(batch.emitted, Trace(tuple(rounds)))
 
 
@@ -164,7 +167,7 @@ class _Batch:
         if self.proposer is None or max(limits) == 0:
             return _nothing(len(limits), self.model)
         draft = self.proposer.propose(self.text, limits, self.stop, generator=generator)
-        return _fitting(draft, limits, self.model.config.vocab_size)
+        return _fitting(draft, limits, self.model.config.vocab_size, self.model.device)
 
     def _prefixes(self, draft: Draft) -> Int[Tensor, "batch positions seq"] | None:
         """Give what each position follows: the text, and the drafts before it."""
@@ -176,7 +179,7 @@ class _Batch:
         texts = self.text.tokens[:, None].expand(-1, n_drafted + 1, -1)
         return torch.cat([texts, drafts], -1)
 
-    def _commit(  # noqa: PLR0913 - all that the round found out
+    def _commit(
         self,
         index: int,
         opens: list[bool],
@@ -244,9 +247,14 @@ def _nothing(batch: int, model: Decoder) -> Draft:
     return Draft(tokens, probs, tokens.new_zeros(batch))
 
 
-def _fitting(draft: Draft, limits: list[int], vocab: int) -> Draft:
-    """Check a proposer's work; drafts beyond a row's limit are dropped."""
-    width = draft.tokens.shape[1] if draft.tokens.dim() == 2 else -1  # noqa: PLR2004
+def _fitting(draft: Draft, limits: list[int], vocab: int, device: torch.device) -> Draft:
+    """Check a proposer's work; drafts beyond a row's limit, or beyond the tokens, are dropped."""
+    if {draft.tokens.dtype, draft.lengths.dtype} != {torch.int64}:
+        raise ValueError(
+            f"the drafter gave tokens as {draft.tokens.dtype} and lengths as "
+            f"{draft.lengths.dtype}: both must be torch.int64"
+        )
+    width = draft.tokens.shape[1] if draft.tokens.dim() == 2 else -1
     if (
         not 0 <= width <= max(limits)
         or draft.tokens.shape[0] != len(limits)
@@ -259,8 +267,8 @@ def _fitting(draft: Draft, limits: list[int], vocab: int) -> Draft:
             f"{len(limits)} rows, at most {max(limits)} drafts and {vocab} tokens they must be "
             "[batch, k], [batch, k, vocab] and [batch]"
         )
-    most = torch.tensor(limits, device=draft.lengths.device)
-    return Draft(draft.tokens, draft.probs, torch.minimum(draft.lengths, most))
+    most = sent([min(limit, width) for limit in limits], device)
+    return Draft(draft.tokens, draft.probs, torch.minimum(draft.lengths, most).clamp(min=0))
 
 
 def _cut(tokens: list[int], ends: frozenset[int]) -> list[int]:

@@ -5,6 +5,7 @@ from typing import final
 
 import torch
 
+from foredraft.models.cache import sent
 from foredraft.types import Int, Tensor
 
 PADDING = -1
@@ -50,6 +51,6 @@ class Text:
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop the rows not named."""
-        index = torch.tensor(rows, device=self.tokens.device)
+        index = sent(rows, self.tokens.device)
         self.tokens, self.ends = self.tokens[index], self.ends[index]
         self.lengths = [self.lengths[row] for row in rows]

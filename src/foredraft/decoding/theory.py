@@ -70,9 +70,9 @@ def arithmetic_factor(acceptance: Acceptance, length: int, *, cost_operations: N
 
 
 def ceiling(cost: Number) -> float:
-    """Give 1 ÷ c, the speed-up that no acceptance and no draft length can reach."""
+    """Give 1 ÷ c, the speed-up that no acceptance and no draft length exceeds; 1 if c is more."""
     _require_positive("cost", cost)
-    return 1 / cost
+    return max(1.0, 1 / cost)
 
 
 def oracle_tokens(acceptance: Number) -> float:

@@ -14,6 +14,8 @@ class RowRound:
     `kind` says where the last emitted token came from: "bonus" if every draft was accepted (always
     so in plain autoregressive decoding, which drafts none), "recovered" after a rejection.
     `confidence` is the target's probability of that token under the plain softmax of its logits.
+    Where a text ends within a draft, `accepted` still counts the drafts behind the end: the
+    verifier kept them, and nobody will see them.
     """
 
     row: int

@@ -32,7 +32,7 @@ PerDraft = Float[Tensor, "batch drafted"]
 class Verdict:
     """One row's outcome: how many drafts stand, and the token that follows them.
 
-    `kind` is "recovered" if that token was drawn from the residual, "bonus" if nothing was rejected.
+    `kind` is "recovered" if that token was drawn from the residual, "bonus" if all drafts stand.
     """
 
     n_accepted: int

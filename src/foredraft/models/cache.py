@@ -16,6 +16,14 @@ from foredraft.models.config import DecoderConfig
 from foredraft.types import Float, Int, Tensor
 
 
+def sent(numbers: Sequence[int], device: torch.device) -> Int[Tensor, " numbers"]:
+    """Send numbers from the host to a device without waiting for what is queued there."""
+    if device.type != "cuda":
+        return torch.tensor(list(numbers), dtype=torch.int64, device=device)
+    pinned = torch.tensor(list(numbers), dtype=torch.int64, pin_memory=True)
+    return pinned.to(device, non_blocking=True)
+
+
 @final
 class KVCache:
     """Keys and values of every layer, for a batch of rows that advance independently.
@@ -83,7 +91,7 @@ class KVCache:
             raise ValueError(
                 f"cannot keep rows {list(rows)}: name some of 0 to {self.batch - 1}, each once"
             )
-        index = torch.tensor(rows, device=self._lengths.device)
+        index = sent(rows, self._lengths.device)
         self.keys = [keys[index] for keys in self.keys]
         self.values = [values[index] for values in self.values]
         self._flatten()
@@ -133,9 +141,9 @@ class KVCache:
             raise ValueError(f"length {max(lengths)} exceeds the cache's capacity {self.capacity}")
         self.lengths = tuple(lengths)
         self.longest, self.shortest = max(lengths), min(lengths)
-        # Lengths move from the host only when rows part: a copy waits for the device.
+        device = self.keys[0].device
         if self.shortest == self.longest:
-            place = {"dtype": torch.int64, "device": self.keys[0].device}
+            place = {"dtype": torch.int64, "device": device}
             self._lengths = torch.full((len(self.lengths),), self.longest, **place)
         else:
-            self._lengths = torch.tensor(self.lengths, device=self.keys[0].device)
+            self._lengths = sent(self.lengths, device)

@@ -71,6 +71,18 @@ def load_transformers(
     return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
 
 
+def require_same_tokens(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError, naming some tokens that differ, unless both read the same ids alike."""
+    ours, theirs = (tokenizer.get_vocab() for tokenizer in (target, draft))
+    differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
+    if differing:
+        told = ", ".join(f"{t!r} ({ours.get(t)}, {theirs.get(t)})" for t in differing[:3])
+        raise ValueError(
+            f"the draft model's tokenizer differs from the target's in {len(differing)} tokens, "
+            f"such as {told} (ids in target, draft): choose one with the target's tokenizer"
+        )
+
+
 def pocket_models() -> list[str]:
     """Name the models that this repository ships."""
     return sorted(path.parent.name for path in paths.MODELS.glob("*/config.json"))

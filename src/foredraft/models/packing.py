@@ -4,7 +4,7 @@ A matrix times a few rows is bound by how fast the matrix is read, and oneDNN re
 well only in a blocked layout of its own. Given the plain layout it rearranges the whole matrix in
 each call: one row by [1920, 320] takes 141 µs plain and 65 µs packed, one by [4096, 320] 328 and
 155 (one thread of an AMD EPYC with AVX-512). A row's result does not depend on how many other rows
-go with it, in either layout, which is what lets a verified token equal a decoded one in bf16 too.
+go with it, in either layout; attention's may, so that greedy texts can still part in bf16.
 """
 
 from typing import Any, final
