@@ -46,3 +46,10 @@ def test_a_table_without_n_and_spread_is_refused(folder):
 def test_every_committed_recording_can_be_read():
     for path in paths.RECORDED.glob("*.json"):
         assert not recording.read(path).table.empty
+
+
+def test_what_was_not_measured_is_null_on_disk_and_nan_when_read(folder):
+    table = TABLE.assign(acceptance=[float("nan"), 0.5])
+    path = recording.record("sampling", "cpu", table, provenance.stamp("sampling", {}, []))
+    assert '"acceptance": null' in path.read_text()
+    pd.testing.assert_frame_equal(recording.read(path).table, table)

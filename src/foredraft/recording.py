@@ -6,7 +6,7 @@ source it was made with has changed since.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,11 +49,16 @@ def record(slug: str, device: str, table: pd.DataFrame, stamp: Stamp) -> Path:
     content = {
         "machine": asdict(this_machine(device)),
         "date": datetime.now(UTC).date().isoformat(),
-        "rows": table.to_dict(orient="records"),
+        "rows": [_without_nan(row) for row in table.to_dict(orient="records")],
     }
     path = paths.recorded(slug, device)
     write_json(path, content, stamp)
     return path
+
+
+def _without_nan(row: Mapping[Hashable, object]) -> dict[str, object]:
+    """Give a row as JSON can hold it; what was not measured is null there, and NaN when read."""
+    return {str(name): None if value != value else value for name, value in row.items()}
 
 
 def recordings(slug: str) -> Mapping[str, Recording]:

@@ -29,7 +29,7 @@ from foredraft.decoding.text import Text
 from foredraft.decoding.theory import Costs, position_acceptances, predicted_speedup
 from foredraft.decoding.verify import verify_rows
 from foredraft.models.decoder import Decoder
-from foredraft.models.loading import load, load_transformers
+from foredraft.models.loading import load, load_transformers, require_same_tokens
 from foredraft.prompts import code_prompts
 from foredraft.sampling import Sampler
 
@@ -84,7 +84,7 @@ class Contest:
     prompts: Sequence[Prompt]
     new_tokens: int = 128
     length: int = 4
-    lengths: Sequence[int] = (1, 2, 3, 4, 6, 8)
+    lengths: Sequence[int] = (1, 2, 3, 4, 6)
     batch: int = 8
     samplers: Mapping[str, Sampler] = field(default_factory=lambda: SAMPLERS)
 
@@ -100,11 +100,12 @@ class Contest:
             )
 
 
-def pocket_contest(*, device: str = "cpu", n_prompts: int = 24) -> Contest:
+def pocket_contest(*, device: str = "cpu", n_prompts: int = 20) -> Contest:
     """Set up the contest of the pocket models, in bf16, on prompts from the held-out package."""
     place = {"device": device, "dtype": torch.bfloat16}
     target, tokenizer = load(TARGET, **place)
-    draft, _ = load(DRAFT, **place)
+    draft, read_by = load(DRAFT, **place)
+    require_same_tokens(tokenizer, read_by)
     theirs, their_draft = (load_transformers(name, **place) for name in (TARGET, DRAFT))
     for model in (theirs, their_draft):
         model.generation_config.eos_token_id = None  # no text ends early
@@ -165,7 +166,11 @@ def _arms(contest: Contest, sampler: str) -> list[Arm]:
         Arm(sampler, "autoregressive"),
         Arm(sampler, "autoregressive", "transformers"),
         *(Arm(sampler, "draft model", length=length) for length in contest.lengths),
-        Arm(sampler, "draft model", "transformers", length=n),
+        *(
+            Arm(sampler, "draft model", "transformers", length=length)
+            for length in contest.lengths
+            if n // 2 <= length <= n
+        ),
         Arm(sampler, "prompt lookup", length=n),
         Arm(sampler, "prompt lookup", "transformers", length=n),
         Arm(sampler, "autoregressive", batch=batch),
@@ -225,6 +230,8 @@ def _theirs(contest: Contest, arm: Arm, case: int) -> Made:
 def _their_sampler(sampler: Sampler) -> dict[str, Any]:
     if sampler.temperature == 0:
         return {"do_sample": False}
+    if sampler != Sampler(sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p):
+        raise ValueError(f"{sampler}: only temperature, top-k and top-p are compared")
     return {
         "do_sample": True,
         "temperature": float(sampler.temperature),
@@ -274,9 +281,12 @@ def _told(
     costs = ("draft_ms", "target_ms", "verify_ms", "other_ms")
     told: dict[str, float] = {name: float("nan") for name in (*names, *costs)}
     made = [lap.result.generation for lap in laps[arm] if lap.result.generation is not None]
-    if not made:
-        return told
     seconds = sum(lap.seconds for lap in laps[arm])
+    if not made:
+        if arm.strategy == "autoregressive":
+            passes = sum(lap.result.tokens for lap in laps[arm])
+            told["roofline"] = passes * _size(contest.target) / seconds / bandwidth
+        return told
     told["acceptance"] = _ratio(made, lambda each: (each.trace.accepted, each.trace.drafted))
     told["tokens_per_pass"] = _ratio(made, lambda each: (each.trace.emitted, each.trace.row_passes))
     told["roofline"] = _bytes_read(contest, arm, made) / seconds / bandwidth
@@ -294,8 +304,10 @@ def _foretold(
 ) -> dict[str, float]:
     """Predict the speed-up from the parts of a round, and compare it with the whole."""
     plain = Arm(arm.sampler, "autoregressive")
+    timed = _parts(contest, arm, clock)
     alone, drafted = (_decoding_seconds(laps[each], starts) for each in (plain, arm))
-    costs = _costs(contest, arm, alone / (contest.new_tokens - 1), clock)
+    drafted -= timed.spread("start").median / 1e3
+    costs = _costs(timed, arm, alone / (contest.new_tokens - 1))
     made = (lap.result.generation for lap in laps[arm])
     rounds = pandas.concat([_rounds(each) for each in made if each is not None])
     predicted = predicted_speedup(position_acceptances(rounds), arm.length, costs)
@@ -316,9 +328,9 @@ def _ratio(made: list[Generation], counts: Callable[[Generation], tuple[int, int
 
 
 def _rounds(made: Generation) -> pandas.DataFrame:
-    """Give the rounds whose drafts no budget cut short: the prefill and the last are left out."""
+    """Give the rounds that drafted in full, as neither the prefill nor the last of a text does."""
     table = made.trace.table()
-    return table.query("0 < round < round.max()")
+    return table.query("drafted == drafted.max()")
 
 
 def _decoding_seconds(laps: list[Lap[Made]], starts: list[Lap[Made]]) -> float:
@@ -339,13 +351,12 @@ def _size(decoder: Decoder) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in decoder.state_dict().values())
 
 
-def _costs(contest: Contest, arm: Arm, target_round: float, clock: Callable[[], float]) -> Costs:
-    """Measure the parts of a round by themselves, in the middle of a text.
+def _costs(timed: Comparison, arm: Arm, target_round: float) -> Costs:
+    """Say what a round costs, from its parts timed by themselves in the middle of a text.
 
     What a round costs beside passes and drafts (`other`) is what an autoregressive round, timed as
     a whole, costs beside its pass, and what verifying drafts costs more than drawing a token.
     """
-    timed = _parts(contest, arm, clock)
     read, verify, draft, draw, judge = (
         timed.spread(part).median / 1e3 for part in ("read", "verify", "draft", "draw", "judge")
     )
@@ -362,6 +373,7 @@ def _parts(contest: Contest, arm: Arm, clock: Callable[[], float]) -> Comparison
         "read": lambda: bench.read(0),
         "verify": lambda: bench.read(k),
         "draft": bench.propose,
+        "start": bench.start,
         "draw": lambda: bench.judge(0),
         "judge": lambda: bench.judge(k),
     }
@@ -376,26 +388,34 @@ class _Workbench:
     def __init__(self, contest: Contest, ids: Prompt, sampler: Sampler, length: int) -> None:
         self.sampler, self.length, device = sampler, length, contest.target.device
         capacity, spare = len(ids) + length + 1, length + 2
+        self.contest, self.capacity = contest, capacity
         self.text = Text([ids], capacity, device)
         self.reader = Reader(contest.target, 1, capacity, spare)
         job = Job(self.reader, sampler, 1, capacity, spare)
         self.proposer: Proposer = ModelDrafter(contest.draft).begin(job)
         self.generator = torch.Generator(device).manual_seed(0)
-        with torch.no_grad():
+        with torch.inference_mode():
             self.logits = {0: self.reader.read(self.text)}
             self.draft: Draft = self.propose()
             self.logits[length] = self.reader.read(self.text, self.draft.tokens)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def read(self, n_drafts: int) -> torch.Tensor:
         return self.reader.read(self.text, self.draft.tokens[:, :n_drafts])
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def propose(self) -> Draft:
         stop = FixedLength(self.length)
         return self.proposer.propose(self.text, [self.length], stop, generator=self.generator)
 
-    @torch.no_grad()
+    @torch.inference_mode()
+    def start(self) -> None:
+        """Read the whole text for the first time, as the draft model does after the prefill."""
+        job = Job(self.reader, self.sampler, 1, self.capacity, self.length + 2)
+        proposer = ModelDrafter(self.contest.draft).begin(job)
+        proposer.propose(self.text, [1], FixedLength(1), generator=self.generator)
+
+    @torch.inference_mode()
     def judge(self, n_drafts: int) -> None:
         probs = self.sampler.probs(self.logits[n_drafts])
         verify_rows(
