@@ -19,7 +19,11 @@ class Article:
         return f"{self.number:02d}_{self.slug}"
 
 
-ARTICLES = (Article(1, "sampling", "From logits to a token"),)
+ARTICLES = (
+    Article(1, "sampling", "From logits to a token"),
+    Article(2, "speculative_decoding", "Speculative decoding"),
+    Article(3, "layer_skipping", "A Transformer that drafts for itself"),
+)
 
 
 def article(slug: str) -> Article:

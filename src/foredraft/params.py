@@ -53,11 +53,61 @@ class Sampling(Section):
     samples: Count
 
 
-SECTIONS: Mapping[str, type[Section]] = {"sampling": Sampling}
+class SpeculativeDecoding(Section):
+    """Article 02; `questions`, if there are any, take the place of the code prompts."""
+
+    model: str
+    draft_model: str
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    temperature: Temperature
+    top_p: Share
+    length: Count
+    verification: Literal["token", "block"]
+    lengths: tuple[Count, ...]
+    temperatures: tuple[Temperature, ...]
+    kinds: tuple[str, ...]
+    questions: tuple[str, ...]
+    n_prompts: Count
+    samples: Count
+    max_new_tokens: Annotated[int, Field(ge=2)]
+
+
+class LayerSkipping(Section):
+    """Article 03; `length` is that of the drafts which are verified in earnest."""
+
+    models: tuple[str, ...]
+    layer_skip_model: str
+    temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    length: Count
+    kinds: tuple[str, ...]
+    n_prompts: Count
+    max_new_tokens: Annotated[int, Field(ge=2)]
+    n_positions: Count
+    joint_sizes: tuple[Count, ...]
+    joint_sets: Count
+    n_cheapest: Count
+    exits: tuple[Count, ...]
+    vocabularies: tuple[Count, ...]
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    "sampling": Sampling,
+    "speculative_decoding": SpeculativeDecoding,
+    "layer_skipping": LayerSkipping,
+}
 
 
 @overload
 def load(slug: Literal["sampling"], overrides: Mapping[str, Any] | None = None) -> Sampling: ...
+@overload
+def load(
+    slug: Literal["speculative_decoding"], overrides: Mapping[str, Any] | None = None
+) -> SpeculativeDecoding: ...
+@overload
+def load(
+    slug: Literal["layer_skipping"], overrides: Mapping[str, Any] | None = None
+) -> LayerSkipping: ...
 @overload
 def load(slug: str, overrides: Mapping[str, Any] | None = None) -> Section: ...
 def load(slug: str, overrides: Mapping[str, Any] | None = None) -> Section:
