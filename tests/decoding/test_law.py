@@ -253,7 +253,7 @@ SELF_DRAFTERS = {
 @pytest.mark.parametrize("sampler", ["plain", "top-p", "penalty"])
 @pytest.mark.parametrize("drafter", SELF_DRAFTERS)
 def test_so_they_do_when_the_target_drafts_for_itself(drafter, sampler, verification, monkeypatch):
-    """Ragged drafts, some without reuse of the exit, some from a part of the vocabulary."""
+    """Ragged drafts; early exits, which are reused, and other plans; some of the vocabulary."""
     case = Case(
         sampler=SAMPLERS[sampler],
         drafter=SELF_DRAFTERS[drafter],

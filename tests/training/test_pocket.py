@@ -83,7 +83,7 @@ def test_the_draft_is_clearly_worse_than_its_target_and_mostly_agrees_with_it():
     draft, target = card("pocket-llama-draft"), card("pocket-llama")
     losses = [told["held_out_package"]["nats_per_token"] for told in (draft, target)]
     assert losses[0] > losses[1] + 0.2
-    assert max(draft["overlap_with_teacher"], draft["overlap_with_teacher_files"]) >= 0.70
+    assert draft["overlap_with_teacher"]["files"]["256"] >= 0.67
 
 
 def test_all_pocket_models_share_one_tokenizer():
