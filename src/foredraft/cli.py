@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -166,7 +167,8 @@ def generate(  # noqa: PLR0913 - one option a knob
     decoder, tokenizer = fd.load(model, device=device)
     proposes = _drafter(drafter, tokenizer, device)
     ids = tokenizer.encode(prompt)
-    stream = TokenStream(lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True)), ids)
+    decode = partial(tokenizer.decode, skip_special_tokens=True)
+    stream = TokenStream(lambda tokens: str(decode(tokens)), ids)
     look = Look() if plain or drafter is None else _look(marks)
 
     def show(pieces: list[Piece]) -> None:
