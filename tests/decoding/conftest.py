@@ -68,6 +68,9 @@ class Scripted:
         probs = torch.nn.functional.one_hot(tokens, self.vocab).double()
         return Draft(tokens, probs, torch.tensor([len(row) for row in rows]))
 
+    def settle(self, text) -> None:
+        pass
+
     def keep_rows(self, rows) -> None:
         pass
 

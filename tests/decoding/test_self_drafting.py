@@ -226,7 +226,7 @@ class Corrected:
         self_drafter = self.drafter.begin(job)
 
         class Corrector:
-            keep_rows = self_drafter.keep_rows
+            keep_rows, settle = self_drafter.keep_rows, self_drafter.settle
 
             def propose(_, text, limits, stop, *, generator):
                 draft = self_drafter.propose(text, limits, stop, generator=generator)

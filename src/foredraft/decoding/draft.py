@@ -59,6 +59,10 @@ class Proposer(Protocol):
         """Propose at most `limits[r]` tokens to follow row r; at least one limit is positive."""
         ...
 
+    def settle(self, text: Text) -> None:
+        """Take note of what a round, with a draft or without, has made of the text."""
+        ...
+
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop the rows not named."""
         ...
@@ -115,6 +119,10 @@ class _ModelProposer:
         return drafted(
             first, self.reader.step, self.sampler, text, limits, stop, generator=generator
         )
+
+    def settle(self, text: Text) -> None:
+        # now: after a round without a draft, rejected tokens would lie within the text's length
+        self.reader.forget(text)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         self.reader.cache.keep_rows(rows)
@@ -210,6 +218,9 @@ class _LookupProposer:
         tokens = text.tokens.gather(1, places).clamp(min=0)
         probs = torch.zeros(*tokens.shape, self.vocab, device=tokens.device)
         return Draft(tokens, probs.scatter_(-1, tokens[..., None], 1.0), most)
+
+    def settle(self, text: Text) -> None:
+        """Look at the text when asked, not before."""
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Hold nothing by row."""

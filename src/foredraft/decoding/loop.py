@@ -210,6 +210,8 @@ class _Batch:
             )
         self.text.extend_lengths([int(line[0]) + 1 for line in told])
         self.reader.forget(self.text)
+        if self.proposer is not None:
+            self.proposer.settle(self.text)
         self.stop.learn([row.drafted for row in outcome], [row.accepted for row in outcome])
         self.confidence = [row.confidence for row in outcome]
         return tuple(outcome)

@@ -94,6 +94,9 @@ class _SelfProposer:
         hidden = self.states[-1]
         return self.target.model.logits(hidden) if self.head is None else self.head(hidden)
 
+    def settle(self, text: Text) -> None:
+        """Leave it to the target, whose reader it is."""
+
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Hold nothing by row from round to round: the target's cache is the target's to thin."""
 
