@@ -48,7 +48,7 @@ RECIPE = Recipe(
 
 @pytest.fixture
 def decoder():
-    return initialised(RECIPE, 4)
+    return initialised(RECIPE, RECIPE.stages[-1])
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_dropped_layer_gets_no_gradient(decoder, text):
 
 def test_training_lowers_the_loss_at_an_early_exit_too(corpus):
     tokens = torch.arange(17)[None]
-    before = initialised(RECIPE, 4)
+    before = initialised(RECIPE, RECIPE.stages[-1])
     after, _ = pretrain(RECIPE, corpus, compile=False)
     losses = [
         ExitLoss(model)(tokens[:, :-1], tokens[:, 1:], (0.0, 0.0, 1.0, 0.0)).item()

@@ -16,8 +16,8 @@ from foredraft import paths
 from foredraft.training.checkpoint import Checkpoint, Progress
 from foredraft.training.corpus import Corpus, Split
 from foredraft.training.pretrain import (
-    deepened,
     distillation_loss,
+    grown,
     initialised,
     learning_rate,
     pretrain,
@@ -101,8 +101,9 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(corpus, monkeypatch):
 
 
 def test_stacking_repeats_the_layers_in_order_and_keeps_the_rest():
-    shallow = initialised(RECIPE, 2)
-    deep = deepened(shallow, RECIPE, 6)
+    shallow = initialised(RECIPE, Stage(2, 16, 640))
+    deep = grown(shallow, RECIPE, Stage(6, 16, 640))
+    assert deep.config.n_layers == 6
     for layer in range(6):
         ours, theirs = deep.layers[layer].state_dict(), shallow.layers[layer % 2].state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -110,9 +111,38 @@ def test_stacking_repeats_the_layers_in_order_and_keeps_the_rest():
     assert torch.equal(deep.norm.weight, shallow.norm.weight)
 
 
+def test_wider_mlps_leave_the_function_as_it_was_and_learn_in_every_feature():
+    narrow = initialised(RECIPE, Stage(2, 16, 640, intermediate_size=8))
+    wide = grown(narrow, RECIPE, Stage(2, 16, 640))
+    assert (narrow.config.intermediate_size, wide.config.intermediate_size) == (8, 24)
+    tokens = torch.randint(512, (3, 20), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(wide(tokens), narrow(tokens), atol=1e-6, rtol=0)
+    wide(tokens).logsumexp(-1).sum().backward()
+    for layer in wide.layers:
+        down = layer.mlp.operation.down.weight.grad
+        assert (down.abs().sum(0) > 0).all()
+
+
+def test_a_run_interrupted_where_it_widens_resumes_bit_for_bit(corpus):
+    narrow, wide = Stage(1, 16, 320, intermediate_size=8), Stage(2, 16, 320)
+    recipe = replace(RECIPE, stages=(narrow, wide))
+    whole, _ = pretrain(recipe, corpus, compile=False)
+    Checkpoint(RECIPE.name).path.unlink()
+
+    def stop(step):
+        if step.tokens == narrow.tokens + recipe.batch_tokens:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        pretrain(recipe, corpus, compile=False, report=stop)
+    resumed, _ = pretrain(recipe, corpus, compile=False)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
 def test_a_depth_that_is_no_multiple_is_refused():
     with pytest.raises(ValueError, match="no multiple"):
-        deepened(initialised(RECIPE, 2), RECIPE, 3)
+        grown(initialised(RECIPE, Stage(2, 16, 640)), RECIPE, Stage(3, 16, 640))
 
 
 def test_the_learning_rate_falls_in_one_line_to_zero_and_warms_up_in_each_stage():
@@ -148,7 +178,7 @@ def test_a_stage_with_a_teacher_needs_one(corpus):
 
 
 def test_a_student_comes_closer_to_its_teacher(corpus):
-    teacher = initialised(RECIPE, 2).eval().requires_grad_(False)
+    teacher = initialised(RECIPE, RECIPE.stages[-1]).eval().requires_grad_(False)
     taught = replace(RECIPE, stages=(Stage(1, 16, 1280, teacher="tiny"),), seed=1)
     losses = []
     pretrain(taught, corpus, teacher=teacher, compile=False, report=lambda s: losses.append(s.loss))

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 
 from foredraft.models.cache import KVCache
 from foredraft.models.config import DecoderConfig
-from foredraft.types import Bool, Float, Int, Tensor
+from foredraft.types import Float, Int, Tensor
 
-Mask = Bool[Tensor, "rows 1 folded seen"]
+Mask = Float[Tensor, "rows 1 folded seen"]
+"""What is added to the scores: 0 where a query may look, −∞ where it may not."""
+
 Heads = Float[Tensor, "batch new head head_dim"]
 NewKVHeads = Float[Tensor, "batch new kv_head head_dim"]
 KVHeads = Float[Tensor, "batch seen kv_head head_dim"]
@@ -46,6 +48,7 @@ class Memory:
             self.positions = cache.positions(self.n_new)
             self.rotation = cache.rotation[self.positions]
             self._slots = cache.slots(self.positions)
+        self._dtype = dtype
         self._masks: dict[int | None, Mask | None] = {}
 
     def extend(
@@ -64,10 +67,7 @@ class Memory:
         return starts and self.n_new > 1 and (window is None or self.n_new <= window)
 
     def mask(self, window: int | None) -> Mask | None:
-        """Give True where a query may look at a key; None if each may look at all of them.
-
-        Made once for all layers with the same window.
-        """
+        """Give the mask of a window, made once for all its layers; None if each may look at all."""
         if window not in self._masks:
             self._masks[window] = self._mask(window)
         return self._masks[window]
@@ -88,7 +88,8 @@ class Memory:
         visible = behind >= 0
         if window is not None:
             visible &= behind < window
-        return visible.repeat(1, 1, self._group, 1)
+        mask = torch.zeros(visible.shape, dtype=self._dtype, device=visible.device)
+        return mask.masked_fill_(~visible, -torch.inf).repeat(1, 1, self._group, 1)
 
 
 def attend(
@@ -141,5 +142,5 @@ def _softcapped(
     scores = (query @ keys.transpose(-1, -2)).to(wide)
     scores = softcap * torch.tanh(scores * (scale / softcap))
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores + mask
     return scores.softmax(-1).to(values.dtype) @ values

@@ -35,20 +35,26 @@ class Norm(nn.Module):
         super().__init__()
         self.offset, self.eps = config.norm_offset, config.norm_eps
         self.weight = nn.Parameter(torch.full((config.hidden_size,), 1.0 - self.offset))
-        self.scale: Tensor | None = None
+        self.frozen: tuple[Tensor, Tensor] | None = None
 
     def freeze(self) -> None:
-        """Keep the scale as it is applied, in float32, for inference."""
-        self.scale = self.weight.detach().float() + self.offset
+        """Keep the constants as they are applied, in float32, for inference."""
+        scale, eps = self._constants(torch.float32)
+        self.frozen = scale.detach(), eps
 
     def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """Scale each position's features to unit mean square, times the learnt scale."""
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        # Twice as fast as F.rms_norm on a few positions: it is several operations there, too.
-        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=wide)
-        rate = length.square().div_(hidden.shape[-1]).add_(self.eps).rsqrt_()
-        scale = self.weight.to(wide) + self.offset if self.scale is None else self.scale
-        return (hidden * rate * scale).to(hidden.dtype)
+        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        scale, eps = self.frozen or self._constants(wide.dtype)
+        # 9 µs for a few positions where F.rms_norm takes 12: it is several operations there, too
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        rate = torch.addcmul(eps, length, length, value=1 / hidden.shape[-1]).rsqrt()
+        return (wide * rate * scale).to(hidden.dtype)
+
+    def _constants(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Give the scale and ε."""
+        scale = self.weight.to(dtype) + self.offset
+        return scale, scale.new_full((), self.eps)
 
 
 @final

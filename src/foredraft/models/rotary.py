@@ -80,4 +80,4 @@ class Rotation:
         """Turn feature pairs (i, i + d/2), in the precision of the table."""
         first, second = x.chunk(2, dim=-1)
         swapped = torch.cat([second, first], dim=-1)
-        return (x * self.cos + swapped * self.sin).to(x.dtype)
+        return torch.addcmul(x * self.cos, swapped, self.sin).to(x.dtype)

@@ -19,12 +19,11 @@ LossRow = tuple[int, int, float, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come: stage, steps in it; tokens, depth, seconds, and the loss curve."""
+    """How far a run has come: stage, steps in it; tokens, seconds, and the loss curve."""
 
     stage: int = 0
     step: int = 0
     tokens: int = 0
-    n_layers: int = 0
     seconds: float = 0.0
     curve: tuple[LossRow, ...] = ()
 
@@ -32,9 +31,7 @@ class Progress:
         """Count one step; the curve keeps every tenth row and every evaluation."""
         kept = row[3] is not None or self.step % 10 == 0
         curve = (*self.curve, row) if kept else self.curve
-        seconds += self.seconds
-        step, (tokens, n_layers, *_) = self.step + 1, row
-        return Progress(self.stage, step, tokens, n_layers, seconds, curve)
+        return Progress(self.stage, self.step + 1, row[0], self.seconds + seconds, curve)
 
     def next_stage(self) -> "Progress":
         """Start the next stage at step 0."""

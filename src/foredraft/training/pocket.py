@@ -55,7 +55,7 @@ def ship(recipe: Recipe, decoder: Decoder, progress: Progress, *, device: str = 
     """Write the folder of a trained model, evaluate what was written, and add the card."""
     folder = paths.model(recipe.name)
     tokenizer = shared_tokenizer()
-    write(decoder, _wrapped(tokenizer), recipe.config(decoder.config.n_layers), folder)
+    write(decoder, _wrapped(tokenizer), recipe.config(), folder)
     write_manifest()
     shipped, _ = load(folder, dtype=torch.float32, device=device)
     card = {

@@ -8,7 +8,7 @@ resumed run continues bit for bit.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -88,14 +88,15 @@ class _Run:
         self.checkpoint = Checkpoint(recipe.name)
         self.progress = self.checkpoint.progress() or Progress()
         if self.progress.tokens:
-            self.decoder = initialised(recipe, self.progress.n_layers)
+            under_way = self.progress.stage - (self.progress.step == 0)
+            self.decoder = initialised(recipe, recipe.stages[under_way])
             self.checkpoint.load_model(self.decoder)
             return
         self.decoder = started(recipe)
 
     def train_stage(self, index: int) -> None:
         stage = self.recipe.stages[index]
-        self.decoder = deepened(self.decoder, self.recipe, stage.n_layers)
+        self.decoder = grown(self.decoder, self.recipe, stage)
         optimizer = _optimizer(self.decoder, self.recipe)
         if self.progress.step:
             self.checkpoint.load_optimizer(self.decoder, optimizer)
@@ -241,15 +242,15 @@ def distillation_loss(
 
 def started(recipe: Recipe) -> Decoder:
     """Give the decoder that the first stage starts with: new, or the recipe's shipped model."""
-    decoder = initialised(recipe, recipe.stages[0].n_layers)
+    decoder = initialised(recipe, recipe.stages[0])
     if recipe.starts_from is not None:
         decoder.load_state_dict(load(recipe.starts_from, dtype=torch.float32)[0].state_dict())
     return decoder
 
 
-def initialised(recipe: Recipe, n_layers: int) -> Decoder:
+def initialised(recipe: Recipe, stage: Stage) -> Decoder:
     """Draw a new model's weights: normal, narrower where a branch joins the residual stream."""
-    config = DecoderConfig.from_hf(recipe.config(n_layers))
+    config = DecoderConfig.from_hf(recipe.config(stage))
     decoder = Decoder(config)
     generator = torch.Generator().manual_seed(recipe.seed)
     narrow = config.initializer_range / math.sqrt(2 * config.n_layers)
@@ -263,22 +264,44 @@ def initialised(recipe: Recipe, n_layers: int) -> Decoder:
     return decoder
 
 
-def deepened(decoder: Decoder, recipe: Recipe, n_layers: int) -> Decoder:
-    """Repeat a model's layers, in order, until there are n_layers of them."""
-    shallow = decoder.config.n_layers
-    if shallow == n_layers:
+def grown(decoder: Decoder, recipe: Recipe, stage: Stage) -> Decoder:
+    """Give the decoder the shape of a stage: deeper by stacking, then wider in its MLPs."""
+    shape = DecoderConfig.from_hf(recipe.config(stage))
+    if shape == decoder.config:
         return decoder
-    if n_layers % shallow:
-        raise ValueError(f"{n_layers} layers are no multiple of {shallow}: choose another stage")
-    state = decoder.state_dict()
-    deep = Decoder(DecoderConfig.from_hf(recipe.config(n_layers)))
-    for layer in range(n_layers):
-        source = f"layers.{layer % shallow}."
-        block = {k.removeprefix(source): v for k, v in state.items() if k.startswith(source)}
-        deep.layers[layer].load_state_dict(block)
-    rest = {k: v for k, v in state.items() if not k.startswith("layers.")}
+    narrow = replace(shape, intermediate_size=decoder.config.intermediate_size)
+    return widened(deepened(decoder, narrow), initialised(recipe, stage))
+
+
+def deepened(decoder: Decoder, shape: DecoderConfig) -> Decoder:
+    """Repeat a model's layers, in order, until there are as many as the shape has."""
+    shallow = decoder.config.n_layers
+    if shape.n_layers % shallow:
+        raise ValueError(f"{shape.n_layers} layers are no multiple of {shallow}: choose another")
+    deep = Decoder(shape)
+    for layer, block in enumerate(deep.layers):
+        block.load_state_dict(decoder.layers[layer % shallow].state_dict())
+    rest = {k: v for k, v in decoder.state_dict().items() if not k.startswith("layers.")}
     deep.load_state_dict(rest, strict=False)
     return deep
+
+
+def widened(decoder: Decoder, wide: Decoder) -> Decoder:
+    """Write a model into a new one of wider MLPs, whose added features add nothing at first.
+
+    A feature that no weight of the second matrix reads leaves the function as it was, and learns
+    from the first step on (function-preserving growth, arXiv 1511.05641).
+    """
+    narrow, state = decoder.config.intermediate_size, decoder.state_dict()
+    for name, tensor in wide.state_dict().items():
+        if name.endswith("gate_up.weight"):
+            for grown_part, part in zip(tensor.chunk(2), state[name].chunk(2), strict=True):
+                grown_part[:narrow] = part
+        elif name.endswith("down.weight"):
+            tensor.zero_()[:, :narrow] = state[name]
+        else:
+            tensor.copy_(state[name])
+    return wide
 
 
 def windows(split: Split, starts: list[int], length: int) -> Int[Tensor, "rows window"]:

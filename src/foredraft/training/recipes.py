@@ -17,9 +17,10 @@ MAX_POSITIONS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stretch of training at one depth and sequence length, on this many tokens.
+    """A stretch of training at one shape and sequence length, on this many tokens.
 
-    With a teacher (the name of a pocket model), the student learns the teacher's distribution over
+    With an `intermediate_size`, the MLPs have that width until the next stage widens them. With a
+    teacher (the name of a pocket model), the student learns the teacher's distribution over
     the next token instead of the token that the text has.
     """
 
@@ -27,6 +28,7 @@ class Stage:
     sequence: int
     tokens: int
     teacher: str | None = None
+    intermediate_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,12 @@ class Recipe:
         """Tokens over all stages."""
         return sum(stage.tokens for stage in self.stages)
 
-    def config(self, n_layers: int) -> PretrainedConfig:
-        """Describe the model at one depth, in transformers' terms."""
+    def config(self, stage: Stage | None = None) -> PretrainedConfig:
+        """Describe the model of a stage, by default the last, in transformers' terms."""
+        stage = stage or self.stages[-1]
         shared = {
             "vocab_size": VOCAB_SIZE,
-            "num_hidden_layers": n_layers,
+            "num_hidden_layers": stage.n_layers,
             "max_position_embeddings": MAX_POSITIONS,
             "tie_word_embeddings": True,
             "bos_token_id": 0,
@@ -75,7 +78,8 @@ class Recipe:
             "pad_token_id": 0,
             "dtype": "bfloat16",
         }
-        return self.architecture(**shared, **self.sizes)
+        width = stage.intermediate_size or self.sizes["intermediate_size"]
+        return self.architecture(**shared, **self.sizes | {"intermediate_size": width})
 
 
 POCKET_LLAMA = Recipe(
@@ -140,16 +144,18 @@ POCKET_LLAMA_DRAFT = Recipe(
     architecture=LlamaConfig,
     sizes={
         "hidden_size": 192,
-        "intermediate_size": 768,
+        "intermediate_size": 1536,
         "num_attention_heads": 6,
         "num_key_value_heads": 3,
         "head_dim": 32,
         "architectures": ["LlamaForCausalLM"],
     },
     stages=(
-        Stage(n_layers=2, sequence=256, tokens=20_000_000),
-        Stage(n_layers=2, sequence=256, tokens=4_000_000, teacher="pocket-llama"),
-        Stage(n_layers=2, sequence=1024, tokens=1_000_000, teacher="pocket-llama"),
+        Stage(2, 256, 20_000_000, intermediate_size=768),
+        Stage(2, 256, 4_000_000, teacher="pocket-llama", intermediate_size=768),
+        Stage(2, 1024, 1_000_000, teacher="pocket-llama", intermediate_size=768),
+        Stage(2, 256, 5_000_000, teacher="pocket-llama"),
+        Stage(2, 1024, 7_000_000, teacher="pocket-llama"),
     ),
     peak_learning_rate=4e-3,
 )
