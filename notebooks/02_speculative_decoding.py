@@ -386,6 +386,10 @@ figures.save(figure, "speculative_decoding", "lengths", made_from)
 # Recorded for the pocket pair with `foredraft record speculative_decoding`: every arm in turn on each prompt,
 # speed-ups paired by prompt, always against *our own* autoregressive decoding and never against a slower one. Beside
 # it `transformers` on the same weights and prompts: `generate`, `assistant_model=` and `prompt_lookup_num_tokens=`.
+#
+# A draft model appears three times: with a fixed γ and its tokens verified one by one, beside `assistant_model=` told
+# the same γ; the same draft verified as a block; and a block of up to eight tokens that ends where the draft model gives its
+# token less than 0.4, beside `assistant_model=` with that length and threshold.
 
 # %%
 settings = f"{arms['dtype'].iloc[0]}, threads: {arms['threads'].iloc[0]}"
@@ -458,7 +462,7 @@ pd.DataFrame(
 # * **Acceptance need not fall with temperature.** Where both laws grow flat they overlap more again: look at the
 #   hottest point in section 4.
 # * **Looking back can beat a model.** Greedy text of small models repeats itself, so prompt lookup, which costs
-#   next to nothing, is ahead of the draft model in section 7; at temperature 1 it finds nothing to gain.
+#   next to nothing, keeps up with the draft model in section 7; at temperature 1 it finds less to gain.
 # * **A gain for one row can be a loss for eight.** The last table of section 7 has both.
 # * **Block verification is free, and few libraries have it.** The longer the draft, the more it adds.
 # * **Rounding decides greedy ties.** "Lossless" for greedy decoding in bfloat16 means up to a tie; a test that

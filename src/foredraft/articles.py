@@ -22,6 +22,7 @@ class Article:
 ARTICLES = (
     Article(1, "sampling", "From logits to a token"),
     Article(2, "speculative_decoding", "Speculative decoding"),
+    Article(3, "layer_skipping", "A Transformer that drafts for itself"),
 )
 
 

@@ -39,12 +39,13 @@ _output = Console(highlight=False)
 LOOKUP = "lookup"
 """The drafter that is no model: the text itself."""
 
-BENCHMARKS = {"decode": "speculative_decoding"}
+BENCHMARKS = {"decode": "speculative_decoding", "decode --self": "layer_skipping"}
 """What a benchmark is called, beside the article that draws it."""
 
 MEASURED = {
     "sampling": ("foredraft.benchmarks.sampling",),
     "speculative_decoding": ("foredraft.benchmarks.decoding",),
+    "layer_skipping": ("foredraft.benchmarks.self_drafting",),
 }
 """The modules whose speed an article's recording holds; what they import goes with them."""
 
@@ -263,13 +264,40 @@ def pretrain(
 def bench(
     name: Annotated[str, typer.Argument(help="sampling or decode, or an article of these.")],
     device: Device = "cpu",
+    itself: Annotated[
+        bool, typer.Option("--self", help="Of decode: let the models draft for themselves.")
+    ] = False,
 ) -> None:
     """Measure on this machine and show medians with least and most; nothing is written."""
-    frame = _benchmarks()[_known(BENCHMARKS.get(name, name), device)]()
-    table = Table(*_columns(frame), box=None, pad_edge=False)
+    from foredraft.benchmarks import decoding, self_drafting
+
+    name = f"{name} --self" if itself else name
+    slug = BENCHMARKS.get(name, name)
+    frame = _benchmarks()[_known(slug, device)]()
+    asked = {"speculative_decoding": decoding.asked, "layer_skipping": self_drafting.asked}
+    _print(frame[_narrow(frame)])
+    if slug in asked:
+        _output.print()
+        _print(asked[slug](frame))
+
+
+def _print(frame: "DataFrame") -> None:
+    names = _columns(frame)
+    table = Table(*names, box=None, pad_edge=False)
     for row in frame.to_dict("records"):
-        table.add_row(*(_cell(row, name) for name in _columns(frame)))
+        table.add_row(*(_cell(row, name) for name in names))
     _output.print(table)
+
+
+def _narrow(frame: "DataFrame") -> list[str]:
+    """Leave out what is one and the same in all rows, such as the device, and costs in parts."""
+    return [
+        name
+        for name in frame.columns
+        if name != "plan"
+        and not name.endswith("_ms")
+        and (len(frame) == 1 or frame[name].nunique(dropna=False) != 1)
+    ]
 
 
 @app.command()
@@ -294,17 +322,24 @@ def record(
 
 def _benchmarks() -> dict[tuple[str, str], Callable[[], "DataFrame"]]:
     """What can be measured: article and device."""
-    from foredraft.benchmarks import decoding, sampling
+    from foredraft.benchmarks import decoding, sampling, self_drafting
 
     def decode(device: str) -> Callable[[], "DataFrame"]:
         return lambda: decoding.decoding_benchmark(
             decoding.pocket_contest(device=device), report=_progress.print
         )
 
+    def drafting_for_itself(device: str) -> Callable[[], "DataFrame"]:
+        return lambda: self_drafting.self_drafting_benchmark(
+            self_drafting.pocket_contests(device=device), report=_progress.print
+        )
+
     return {
         ("sampling", "cpu"): sampling.sampling_benchmark,
         ("speculative_decoding", "cpu"): decode("cpu"),
         ("speculative_decoding", "cuda"): decode("cuda"),
+        ("layer_skipping", "cpu"): drafting_for_itself("cpu"),
+        ("layer_skipping", "cuda"): drafting_for_itself("cuda"),
     }
 
 

@@ -73,9 +73,28 @@ class SpeculativeDecoding(Section):
     max_new_tokens: Annotated[int, Field(ge=2)]
 
 
+class LayerSkipping(Section):
+    """Article 03; `length` is that of the drafts which are verified in earnest."""
+
+    models: tuple[str, ...]
+    layer_skip_model: str
+    temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    length: Count
+    kinds: tuple[str, ...]
+    n_prompts: Count
+    max_new_tokens: Annotated[int, Field(ge=2)]
+    n_positions: Count
+    joint_sizes: tuple[Count, ...]
+    joint_sets: Count
+    n_cheapest: Count
+    exits: tuple[Count, ...]
+    vocabularies: tuple[Count, ...]
+
+
 SECTIONS: Mapping[str, type[Section]] = {
     "sampling": Sampling,
     "speculative_decoding": SpeculativeDecoding,
+    "layer_skipping": LayerSkipping,
 }
 
 
@@ -85,6 +104,10 @@ def load(slug: Literal["sampling"], overrides: Mapping[str, Any] | None = None) 
 def load(
     slug: Literal["speculative_decoding"], overrides: Mapping[str, Any] | None = None
 ) -> SpeculativeDecoding: ...
+@overload
+def load(
+    slug: Literal["layer_skipping"], overrides: Mapping[str, Any] | None = None
+) -> LayerSkipping: ...
 @overload
 def load(slug: str, overrides: Mapping[str, Any] | None = None) -> Section: ...
 def load(slug: str, overrides: Mapping[str, Any] | None = None) -> Section:

@@ -104,10 +104,11 @@ class Sampler:
         """Draw one id for each row by inverting its cumulated weights (`invert`).
 
         Rows need not sum to one, so a residual of speculative decoding is drawn from as it stands.
-        A greedy sampler takes the heaviest id, the lowest on ties. An id of weight zero is never drawn. A wide row takes two stages, first a block of tokens by
-        its mass, then a token within the block: 0.4 ms at [8, 256000] on one core, against 2 to 18
-        in one stage, which fills a float64 copy, and 34 for `torch.multinomial`. A block's mass is
-        a float32 sum of 256 terms, no less exact than the terms are.
+        A greedy sampler takes the heaviest id, the lowest on ties. An id of weight zero is never
+        drawn. A wide row takes two stages, first a block of tokens by its mass, then a token within
+        the block: 0.4 ms at [8, 256000] on one core, against 2 to 18 in one stage, which fills a
+        float64 copy, and 34 for `torch.multinomial`. A block's mass is a float32 sum of 256 terms,
+        no less exact than the terms are.
 
         Raises ValueError for a row with a negative or non-finite weight or without mass; on another
         device than the CPU such a row gives an arbitrary id.

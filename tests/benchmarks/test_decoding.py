@@ -3,12 +3,24 @@
 import math
 from dataclasses import replace
 
+import pandas
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import foredraft as fd
-from foredraft.benchmarks.decoding import Contest, decoding_benchmark, memory_bandwidth
+from foredraft.bench import Comparison
+from foredraft.benchmarks.decoding import (
+    Arm,
+    Contest,
+    _bytes_read,
+    _costs,
+    _ours,
+    _theirs,
+    asked,
+    decoding_benchmark,
+    memory_bandwidth,
+)
 
 NEW_TOKENS = 12
 
@@ -50,7 +62,7 @@ def table(contest):
 
 def test_every_strategy_meets_its_counterpart_on_the_same_prompts(table):
     found = set(table[["strategy", "library", "batch"]].itertuples(index=False, name=None))
-    for strategy in ("autoregressive", "draft model", "prompt lookup"):
+    for strategy in ("autoregressive", "draft model", "draft model, confident", "prompt lookup"):
         assert {(strategy, "foredraft", 1), (strategy, "transformers", 1)} <= found
     assert {("autoregressive", "foredraft", 2), ("draft model", "foredraft", 2)} <= found
     assert set(table["sampler"]) == {"greedy", "temperature 1"}
@@ -72,7 +84,8 @@ def test_a_prediction_stands_beside_each_draft_length(table):
 
 
 def test_acceptance_is_known_of_our_own_arms_alone(table):
-    drafted = table.query("library == 'foredraft' and strategy == 'draft model'")
+    drafted = table.loc[table["strategy"].str.startswith("draft model")]
+    drafted = drafted.query("library == 'foredraft'")
     assert drafted["acceptance"].between(0, 1).all()
     assert table.query("library == 'transformers'")["acceptance"].isna().all()
 
@@ -91,3 +104,67 @@ def test_bandwidth_is_bytes_by_seconds():
     ticks = iter(range(100))
     found = memory_bandwidth("cpu", megabytes=1, clock=lambda: float(next(ticks)))
     assert math.isclose(found, 2**20)
+
+
+def test_ratios_pair_the_same_draft_length_and_the_same_sampler():
+    def row(strategy, library, batch, length, rate):
+        arm = {"strategy": strategy, "library": library, "batch": batch, "length": length}
+        return {"sampler": "greedy", **arm, "tokens_per_second_median": rate}
+
+    rows = [
+        row("autoregressive", "foredraft", 1, 0, 10.0),
+        row("autoregressive", "transformers", 1, 0, 5.0),
+        row("draft model", "foredraft", 1, 2, 12.0),
+        row("draft model", "foredraft", 1, 4, 18.0),
+        row("draft model", "transformers", 1, 4, 6.0),
+        row("draft model", "foredraft", 8, 4, 72.0),
+    ]
+    found = asked(pandas.DataFrame(rows))
+    ratios = found.set_index(["ratio", "strategy", "length"])["value"].to_dict()
+    assert ratios == {
+        ("ours ÷ transformers", "autoregressive", 0): 2.0,
+        ("ours ÷ transformers", "draft model", 4): 3.0,
+        ("÷ autoregressive", "draft model", 2): 1.2,
+        ("÷ autoregressive", "draft model", 4): 1.8,
+        ("batch 8 ÷ batch 1", "draft model", 4): 4.0,
+    }
+
+
+def test_transformers_drafts_as_many_tokens_as_it_is_told(contest):
+    drafted = []
+
+    def count(module, inputs, kwargs, output):
+        drafted.append(output.logits.shape[1])
+
+    handle = contest.theirs.register_forward_hook(count, with_kwargs=True)
+    try:
+        for length in (1, 2):
+            drafted.clear()
+            _theirs(contest, Arm("greedy", "draft model", "transformers", length=length), 0)
+            assert max(drafted[1:]) == length + 1
+    finally:
+        handle.remove()
+
+
+def test_costs_are_what_a_clock_of_known_steps_says():
+    """A round is read + draw + rest; what drafting adds to the rest is judge − draw."""
+    milliseconds = {"read": 5.0, "verify": 7.0, "draft": 6.0, "draw": 0.5, "judge": 0.75}
+    seconds = {part: (each / 1e3,) for part, each in milliseconds.items()}
+    timed = Comparison(seconds, dict.fromkeys(seconds, 1), {})
+    costs = _costs(timed, Arm("greedy", "draft model", length=3), target_round=6e-3)
+    assert costs.target == pytest.approx(6e-3)
+    assert costs.draft == pytest.approx(2e-3)
+    assert costs.verify == {3: pytest.approx(7e-3)}
+    assert costs.other == pytest.approx(1e-3 + 0.25e-3)
+
+
+def test_bytes_read_are_passes_times_target_and_drafts_times_draft_model(contest):
+    arm = Arm("greedy", "draft model", length=2)
+    made = _ours(contest, arm, 0, NEW_TOKENS).generation
+    rows = [round.rows[0] for round in made.trace.rounds]
+    target, draft = (4 * sum(p.numel() for p in m.parameters()) for m in (contest.theirs, tiny(1)))
+    wanted = len(rows) * target + sum(row.drafted for row in rows) * draft
+    assert _bytes_read(contest, arm, [made]) == wanted
+    plain = Arm("greedy", "autoregressive")
+    made = _ours(contest, plain, 0, NEW_TOKENS).generation
+    assert _bytes_read(contest, plain, [made]) == NEW_TOKENS * target

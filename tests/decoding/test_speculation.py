@@ -100,6 +100,17 @@ def test_a_model_that_drafts_for_itself_is_never_rejected(family, verification):
         assert set(made.trace.table().groupby("row")["round"].max()) == {5}
 
 
+class TwoInThree:
+    """A gate that leaves every third round without a draft."""
+
+    def __init__(self):
+        self.rounds = 0
+
+    def opens(self, confidence):
+        self.rounds += 1
+        return [self.rounds % 3 > 0] * len(confidence)
+
+
 @pytest.mark.parametrize("drafter", ["another", "in part", "lookup", "fickle"])
 def test_keys_and_values_after_each_round_are_those_of_a_fresh_prefill(
     family, drafter, monkeypatch
@@ -148,6 +159,7 @@ def test_keys_and_values_after_each_round_are_those_of_a_fresh_prefill(
         max_new_tokens=3 * WINDOW,
         drafter=who,
         exit_policy=fd.FixedLength(3),
+        gate=TwoInThree(),
         generator=torch.Generator().manual_seed(5),
         on_round=compare,
     )

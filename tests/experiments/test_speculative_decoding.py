@@ -228,6 +228,7 @@ def arms():
                 ("transformers", 4, 9.0),
             )
         ),
+        ("temperature 1", "draft model, block", "foredraft", 1, 3, 19.0),
         ("greedy", "autoregressive", "foredraft", 8, 0, 40.0),
         ("greedy", "draft model", "foredraft", 8, 4, 50.0),
     )
@@ -235,8 +236,8 @@ def arms():
 
 def test_the_fastest_length_of_each_way_to_decode_is_taken(arms):
     found = experiment.fastest_arms(arms, library="foredraft")
-    assert found["length"].tolist() == [4, 4]
-    assert len(experiment.fastest_arms(arms, batch=None)) == 6
+    assert found["length"].tolist() == [4, 4, 3]
+    assert len(experiment.fastest_arms(arms, batch=None)) == 7
 
 
 def test_the_gain_of_a_batch_is_over_plain_decoding_of_that_batch(arms):
@@ -253,4 +254,6 @@ def test_every_claim_has_its_value_its_n_and_its_spread(arms):
     told = {claim.id: (flat[claim.key], claim.n, claim.spread) for claim in claims}
     assert told["acceptance"] == (0.5, 3, pytest.approx(0.15))
     assert told["speedup_greedy"] == (1.8, 4, pytest.approx(1.57 * 0.2 / 2))
+    assert values["speedup_sampled"]["strategy"] == "draft model, block"
+    assert values["speedup_sampled"]["median"] == 1.9
     assert told["transformers_greedy"][0] == 0.9

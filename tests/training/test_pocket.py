@@ -16,7 +16,7 @@ MEGABYTES = {
     "pocket-llama": 35,
     "pocket-gemma2": 35,
     "pocket-gemma2-layerskip": 35,
-    "pocket-llama-draft": 4,
+    "pocket-llama-draft": 6,
 }
 SHIPPED = pocket_models()
 TARGETS = [name for name in SHIPPED if not RECIPES[name].name.endswith("-draft")]
@@ -66,9 +66,8 @@ def test_a_target_clearly_beats_counting(name):
     assert told["held_out_package"]["bits_per_byte"] < 0.9 * told["five_gram_bits_per_byte"]
 
 
-def test_the_models_of_the_articles_so_far_are_shipped():
-    """The recipe of `pocket-gemma2-layerskip` is for article 03."""
-    assert set(RECIPES) - set(SHIPPED) == {"pocket-gemma2-layerskip"}
+def test_every_recipe_is_shipped():
+    assert set(RECIPES) == set(SHIPPED)
 
 
 @every_target
@@ -82,8 +81,9 @@ def test_long_contexts_do_not_collapse(name):
 def test_the_draft_is_clearly_worse_than_its_target_and_mostly_agrees_with_it():
     draft, target = card("pocket-llama-draft"), card("pocket-llama")
     losses = [told["held_out_package"]["nats_per_token"] for told in (draft, target)]
-    assert losses[0] > losses[1] + 0.2
-    assert draft["overlap_with_teacher"]["files"]["256"] >= 0.67
+    assert losses[0] > losses[1] + 0.1
+    overlaps = draft["overlap_with_teacher"]
+    assert all(overlap >= 0.70 for texts in overlaps.values() for overlap in texts.values())
 
 
 def test_all_pocket_models_share_one_tokenizer():

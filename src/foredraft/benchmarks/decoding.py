@@ -22,7 +22,7 @@ from foredraft.decoding.draft import (
     PromptLookupDrafter,
     Proposer,
 )
-from foredraft.decoding.exit import FixedLength
+from foredraft.decoding.exit import ConfidenceExit, ExitPolicy, FixedLength
 from foredraft.decoding.loop import Generation, generate
 from foredraft.decoding.reader import Reader
 from foredraft.decoding.text import Text
@@ -40,19 +40,30 @@ SAMPLERS: Mapping[str, Sampler] = {
 
 TARGET, DRAFT = "pocket-llama", "pocket-llama-draft"
 
+DRAFTING, BLOCK, CONFIDENT = "draft model", "draft model, block", "draft model, confident"
+"""A draft model's tokens verified one by one; as a block; as a block that ends where it doubts."""
+
+THRESHOLD, LONGEST = 0.4, 8
+"""Of the drafts that end where the draft model doubts; the threshold is that of transformers."""
+
 Prompt = list[int]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to decode: who drafts, how many tokens, which library, how many rows at once."""
+    """One way to decode: who drafts, how many tokens, which library, how many rows at once.
+
+    With a `threshold`, a draft ends early after a token of less confidence.
+    """
 
     sampler: str
     strategy: str
     library: str = "foredraft"
     batch: int = 1
     length: int = 0
+    verification: str = "token"
+    threshold: float = 0.0
 
     @property
     def label(self) -> str:
@@ -140,6 +151,32 @@ def decoding_benchmark(
     return pandas.DataFrame(rows)
 
 
+def asked(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Give the ratios that a reader asks for, of medians of tokens a second: a row each."""
+    arm = ["sampler", "strategy", "library", "batch", "length"]
+    rates = {
+        tuple(row[key] for key in arm): row["tokens_per_second_median"]
+        for row in table.to_dict("records")
+    }
+    lines: list[dict[str, object]] = []
+    for (sampler, strategy, library, batch, length), rate in rates.items():
+        if library != "foredraft":
+            continue
+        others = {
+            "ours ÷ transformers": (strategy, "transformers", batch, length),
+            f"batch {batch} ÷ batch 1": (strategy, library, 1, length) if batch > 1 else None,
+            "÷ autoregressive": ("autoregressive", library, 1, 0)
+            if length and batch == 1
+            else None,
+        }
+        for name, other in others.items():
+            below = rates.get((sampler, *other)) if other else None
+            if below is not None:
+                line = {"ratio": name, "strategy": strategy, "sampler": sampler, "length": length}
+                lines.append({**line, "value": rate / below})
+    return pandas.DataFrame(lines).sort_values("ratio", kind="stable", ignore_index=True)
+
+
 def _prefills(
     contest: Contest, arm: Arm, cases: Sequence[int], clock: Callable[[], float]
 ) -> list[Lap[Made]]:
@@ -165,16 +202,20 @@ def _arms(contest: Contest, sampler: str) -> list[Arm]:
     return [
         Arm(sampler, "autoregressive"),
         Arm(sampler, "autoregressive", "transformers"),
-        *(Arm(sampler, "draft model", length=length) for length in contest.lengths),
+        *(Arm(sampler, DRAFTING, length=length) for length in contest.lengths),
         *(
-            Arm(sampler, "draft model", "transformers", length=length)
+            Arm(sampler, DRAFTING, "transformers", length=length)
             for length in contest.lengths
             if n // 2 <= length <= n
         ),
+        Arm(sampler, BLOCK, length=n - 1, verification="block"),
+        Arm(sampler, BLOCK, length=n, verification="block"),
+        Arm(sampler, CONFIDENT, length=LONGEST, verification="block", threshold=THRESHOLD),
+        Arm(sampler, CONFIDENT, "transformers", length=LONGEST, threshold=THRESHOLD),
         Arm(sampler, "prompt lookup", length=n),
         Arm(sampler, "prompt lookup", "transformers", length=n),
         Arm(sampler, "autoregressive", batch=batch),
-        Arm(sampler, "draft model", batch=batch, length=n),
+        Arm(sampler, DRAFTING, batch=batch, length=n),
     ]
 
 
@@ -192,7 +233,8 @@ def _ours(contest: Contest, arm: Arm, case: int, new_tokens: int) -> Made:
         sampler=contest.samplers[arm.sampler],
         max_new_tokens=new_tokens,
         drafter=_drafter(contest, arm),
-        exit_policy=FixedLength(arm.length) if arm.length else None,
+        exit_policy=_exit(arm),
+        verification=arm.verification,
         generator=torch.Generator(contest.target.device).manual_seed(case),
         eos_token_id=[],
     )
@@ -200,21 +242,24 @@ def _ours(contest: Contest, arm: Arm, case: int, new_tokens: int) -> Made:
 
 
 def _drafter(contest: Contest, arm: Arm) -> Drafter | None:
-    if arm.strategy == "draft model":
+    if arm.strategy in (DRAFTING, BLOCK, CONFIDENT):
         return ModelDrafter(contest.draft)
     return PromptLookupDrafter() if arm.strategy == "prompt lookup" else None
+
+
+def _exit(arm: Arm) -> ExitPolicy | None:
+    if arm.threshold:
+        return ConfidenceExit(arm.threshold, arm.length)
+    return FixedLength(arm.length) if arm.length else None
 
 
 def _theirs(contest: Contest, arm: Arm, case: int) -> Made:
     """Do the same with `transformers`, told to draft the same number of tokens each round."""
     prompt = torch.tensor([contest.prompts[case]], device=contest.theirs.device)
-    settings: dict[str, Any] = _their_sampler(contest.samplers[arm.sampler])
-    if arm.strategy == "draft model":
-        draft = contest.their_draft
-        draft.generation_config.num_assistant_tokens = arm.length
-        draft.generation_config.num_assistant_tokens_schedule = "constant"
-        draft.generation_config.assistant_confidence_threshold = 0.0
-        settings["assistant_model"] = draft
+    settings: dict[str, Any] = their_sampler(contest.samplers[arm.sampler])
+    if arm.strategy in (DRAFTING, CONFIDENT):
+        tell_to_draft(contest.their_draft, arm.length, arm.threshold)
+        settings["assistant_model"] = contest.their_draft
     if arm.strategy == "prompt lookup":
         settings["prompt_lookup_num_tokens"] = arm.length
         settings["max_matching_ngram_size"] = 3
@@ -227,7 +272,15 @@ def _theirs(contest: Contest, arm: Arm, case: int) -> Made:
     return Made(made.shape[1] - prompt.shape[1])
 
 
-def _their_sampler(sampler: Sampler) -> dict[str, Any]:
+def tell_to_draft(model: PreTrainedModel, length: int, threshold: float = 0.0) -> None:
+    """Set how many tokens a model of `transformers` drafts, as an assistant, in each round."""
+    model.generation_config.num_assistant_tokens = length
+    model.generation_config.num_assistant_tokens_schedule = "constant"
+    model.generation_config.assistant_confidence_threshold = threshold
+
+
+def their_sampler(sampler: Sampler) -> dict[str, Any]:
+    """Say in the arguments of `transformers` what a sampler is."""
     if sampler.temperature == 0:
         return {"do_sample": False}
     if sampler != Sampler(sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p):
@@ -250,15 +303,11 @@ def _row(
 ) -> dict[str, object]:
     base = laps[Arm(arm.sampler, "autoregressive")]
     rate = Spread.of([lap.result.tokens / lap.seconds for lap in laps[arm]])
-    speedup = Spread.of(
-        [
-            lap.result.tokens / lap.seconds / (plain.result.tokens / plain.seconds)
-            for lap, plain in zip(laps[arm], base, strict=True)
-        ]
-    )
+    speedup = paired(laps[arm], base)
     return {
         **{"sampler": arm.sampler, "strategy": arm.strategy, "library": arm.library},
         **{"batch": arm.batch, "length": arm.length},
+        **{"verification": arm.verification, "threshold": arm.threshold},
         **columns("tokens_per_second", rate),
         **columns("speedup", speedup),
         **_told(contest, arm, laps, starts, bandwidth, clock),
@@ -266,6 +315,16 @@ def _row(
         "dtype": str(contest.target.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
+
+
+def paired(laps: Sequence[Lap[Made]], base: Sequence[Lap[Made]]) -> Spread:
+    """Summarise tokens a second ÷ those of the base, case by case."""
+    return Spread.of(
+        [
+            lap.result.tokens / lap.seconds / (plain.result.tokens / plain.seconds)
+            for lap, plain in zip(laps, base, strict=True)
+        ]
+    )
 
 
 def _told(
@@ -290,7 +349,7 @@ def _told(
     told["acceptance"] = _ratio(made, lambda each: (each.trace.accepted, each.trace.drafted))
     told["tokens_per_pass"] = _ratio(made, lambda each: (each.trace.emitted, each.trace.row_passes))
     told["roofline"] = _bytes_read(contest, arm, made) / seconds / bandwidth
-    if arm.strategy == "draft model" and arm.batch == 1:
+    if arm.strategy == DRAFTING and arm.batch == 1:
         return told | _foretold(contest, arm, laps, starts, clock)
     return told
 
@@ -343,7 +402,7 @@ def _bytes_read(contest: Contest, arm: Arm, made: list[Generation]) -> int:
     """Count the bytes of weights that target passes and draft steps had to read."""
     passes = sum(len(each.trace.rounds) for each in made)
     steps = sum(max(row.drafted for row in each.rows) for one in made for each in one.trace.rounds)
-    draft = _size(contest.draft) if arm.strategy == "draft model" else 0
+    draft = _size(contest.draft) if isinstance(_drafter(contest, arm), ModelDrafter) else 0
     return passes * _size(contest.target) + steps * draft
 
 
@@ -368,7 +427,7 @@ def _parts(contest: Contest, arm: Arm, clock: Callable[[], float]) -> Comparison
     sampler, k = contest.samplers[arm.sampler], arm.length
     prompt = contest.prompts[len(contest.prompts) // 2]
     half = (prompt * contest.new_tokens)[: len(prompt) + contest.new_tokens // 2]
-    bench = _Workbench(contest, half, sampler, k)
+    bench = Workbench(contest.target, ModelDrafter(contest.draft), half, sampler, k)
     arms = {
         "read": lambda: bench.read(0),
         "verify": lambda: bench.read(k),
@@ -382,17 +441,19 @@ def _parts(contest: Contest, arm: Arm, clock: Callable[[], float]) -> Comparison
 
 
 @final
-class _Workbench:
+class Workbench:
     """A text that is always at the same point, for timing one part of a round again and again."""
 
-    def __init__(self, contest: Contest, ids: Prompt, sampler: Sampler, length: int) -> None:
-        self.sampler, self.length, device = sampler, length, contest.target.device
+    def __init__(
+        self, target: Decoder, drafter: Drafter, ids: Prompt, sampler: Sampler, length: int
+    ) -> None:
+        """Read the text, and draft once after it."""
+        self.sampler, self.length, device = sampler, length, target.device
         capacity, spare = len(ids) + length + 1, length + 2
-        self.contest, self.capacity = contest, capacity
         self.text = Text([ids], capacity, device)
-        self.reader = Reader(contest.target, 1, capacity, spare)
-        job = Job(self.reader, sampler, 1, capacity, spare)
-        self.proposer: Proposer = ModelDrafter(contest.draft).begin(job)
+        self.reader = Reader(target, 1, capacity, spare)
+        self.drafter, self.job = drafter, Job(self.reader, sampler, 1, capacity, spare)
+        self.proposer: Proposer = drafter.begin(self.job)
         self.generator = torch.Generator(device).manual_seed(0)
         with torch.inference_mode():
             self.logits = {0: self.reader.read(self.text)}
@@ -401,22 +462,24 @@ class _Workbench:
 
     @torch.inference_mode()
     def read(self, n_drafts: int) -> torch.Tensor:
+        """Let the target read the last token and some of the drafts."""
         return self.reader.read(self.text, self.draft.tokens[:, :n_drafts])
 
     @torch.inference_mode()
     def propose(self) -> Draft:
+        """Draft a round's tokens."""
         stop = FixedLength(self.length)
         return self.proposer.propose(self.text, [self.length], stop, generator=self.generator)
 
     @torch.inference_mode()
     def start(self) -> None:
-        """Read the whole text for the first time, as the draft model does after the prefill."""
-        job = Job(self.reader, self.sampler, 1, self.capacity, self.length + 2)
-        proposer = ModelDrafter(self.contest.draft).begin(job)
+        """Draft for the first time: a draft model then reads the whole text."""
+        proposer = self.drafter.begin(self.job)
         proposer.propose(self.text, [1], FixedLength(1), generator=self.generator)
 
     @torch.inference_mode()
     def judge(self, n_drafts: int) -> None:
+        """Verify some of the drafts, or draw a token where there are none."""
         probs = self.sampler.probs(self.logits[n_drafts])
         verify_rows(
             self.draft.tokens[:, :n_drafts],

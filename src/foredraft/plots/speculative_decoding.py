@@ -290,7 +290,7 @@ def beside(arms: pd.DataFrame, where: str) -> Figure:
             )
         axes.axhline(1, color=TARGET.colour, linewidth=0.8, linestyle=":")
         axes.set_title(f"   {sampler}", loc="center")
-        axes.set_xticks(places, strategies)
+        axes.set_xticks(places, [name.replace(" ", "\n") for name in strategies])
         axes.grid(visible=False, axis="x")
         axes.yaxis.set_major_formatter(TIMES)
         axes.set_ylabel("speed-up over ours, plain")

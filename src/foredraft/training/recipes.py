@@ -78,8 +78,10 @@ class Recipe:
             "pad_token_id": 0,
             "dtype": "bfloat16",
         }
-        width = stage.intermediate_size or self.sizes["intermediate_size"]
-        return self.architecture(**shared, **self.sizes | {"intermediate_size": width})
+        sizes = dict(self.sizes)
+        if stage.intermediate_size is not None:
+            sizes["intermediate_size"] = stage.intermediate_size
+        return self.architecture(**shared, **sizes)
 
 
 POCKET_LLAMA = Recipe(
@@ -155,7 +157,7 @@ POCKET_LLAMA_DRAFT = Recipe(
         Stage(2, 256, 4_000_000, teacher="pocket-llama", intermediate_size=768),
         Stage(2, 1024, 1_000_000, teacher="pocket-llama", intermediate_size=768),
         Stage(2, 256, 5_000_000, teacher="pocket-llama"),
-        Stage(2, 1024, 7_000_000, teacher="pocket-llama"),
+        Stage(2, 1024, 3_500_000, teacher="pocket-llama"),
     ),
     peak_learning_rate=4e-3,
 )

@@ -1,0 +1,506 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 03 · A Transformer that drafts for itself
+#
+# **Switch off some of a decoder's branches and what is left is a draft model that costs no memory, no
+# training and no second tokenizer.** Whether it pays depends on two numbers of the plan that says which
+# branches are off: how often its tokens are accepted, and what share of the bytes it still has to read.
+#
+# The scheme is Draft & Verify ([2309.08168](https://arxiv.org/abs/2309.08168)); leaving after the first
+# layers, and training for it, is LayerSkip ([2404.16710](https://arxiv.org/abs/2404.16710)); the acceptance
+# rule is that of article 02 ([2211.17192](https://arxiv.org/abs/2211.17192)).
+#
+# *Needs*: nothing but this repository. *Takes*: about two minutes on two cores. *The code*:
+# `foredraft.models.skip` (the plan), `foredraft.decoding.self_draft` (the draft), `foredraft.training.layerskip`
+# (the training); the tables below are made in `foredraft.experiments.layer_skipping`.
+
+# %% tags=["parameters"]
+profile = None  # "pocket", "smoke"; None: what params.yaml says
+models = None  # trained plainly; the last is compared with the next
+layer_skip_model = None  # trained by LayerSkip's recipe
+temperature = None
+length = None  # γ, of the drafts that are verified
+n_prompts = None
+n_positions = None  # places in each text at which a plan is judged
+max_new_tokens = None
+joint_sizes = None  # branches of the random sets
+joint_sets = None  # how many sets of each size
+exits = None  # layers after which drafts are verified in earnest
+vocabularies = None
+seed = None
+
+# %%
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown, display
+
+import foredraft as fd
+from foredraft import figures, paths, recording, results
+from foredraft.experiments import layer_skipping as experiment
+from foredraft.experiments.speculative_decoding import ratios
+from foredraft.models.skip import Parts
+from foredraft.params import load as load_params
+from foredraft.plots import layer_skipping as draw
+from foredraft.provenance import stamp
+
+overrides = {
+    "profile": profile,
+    "models": models,
+    "layer_skip_model": layer_skip_model,
+    "temperature": temperature,
+    "length": length,
+    "n_prompts": n_prompts,
+    "n_positions": n_positions,
+    "max_new_tokens": max_new_tokens,
+    "joint_sizes": joint_sizes,
+    "joint_sets": joint_sets,
+    "exits": exits,
+    "vocabularies": vocabularies,
+    "seed": seed,
+}
+params = load_params("layer_skipping", overrides)
+names = (*params.models, params.layer_skip_model)
+made_from = stamp(
+    "layer_skipping",
+    params.model_dump(mode="json"),
+    [
+        paths.notebook("layer_skipping"),
+        paths.prompts("pocket"),
+        *(file for name in names for file in paths.weights(name)),
+        *paths.recordings("layer_skipping"),
+    ],
+)
+
+# %% [markdown]
+# ## 1 · Two branches a layer
+#
+# A decoder is a stream to which each layer adds twice: what attention has read elsewhere, and what the MLP
+# makes of it on the spot. A branch that is switched off adds nothing, and the stream flows on.
+#
+# ```
+#                attn switch                                MLP switch
+#                    │                                          │
+# hidden ──┬─────────┼──────────────────────⊕──┬────────────────┼───────────────⊕── hidden
+#          └─ norm ──┴─ attention ─ (norm) ─┘  └─ norm ─────────┴── MLP ─ (norm) ┘
+#                        │    │
+#                      reads  writes                        (norm): Gemma-2 only, and
+#                     keys and values                       switched off with its branch
+# ```
+#
+# The set of branches that are off is a `SkipPlan`: immutable, hashable, with the algebra of sets.
+
+# %%
+plan = fd.SkipPlan(attn=[3, 4], mlp=[4]) | fd.SkipPlan.layers([7])
+exit_at_9 = fd.SkipPlan.early_exit(9, n_layers=12)
+pd.Series({"plan": plan, "early exit": exit_at_9, "both": plan & exit_at_9, "JSON": plan.to_json()})
+
+# %% [markdown]
+# What does a plan save? A decode step for one text reads every weight once, and does little else. So the cost of a
+# draft step, c, is about the share of the bytes that are still read: all branches that are on, the final norm, and
+# the head, which no plan can spare. (The embedding is a look-up of one row.)
+
+
+# %%
+def bytes_left(plan, parts, n_layers):
+    attention = (n_layers - len(plan.attn)) * parts.attention
+    mlp = (n_layers - len(plan.mlp)) * parts.mlp
+    everything = n_layers * (parts.attention + parts.mlp) + parts.head
+    return (attention + mlp + parts.head) / everything
+
+
+decoder, _ = fd.load(params.models[0])
+ours = bytes_left(plan, Parts.of(decoder.config), decoder.config.n_layers)
+assert abs(ours - plan.cost(decoder.config)) < 1e-12
+display(Markdown(f"The plan above leaves **{ours:.1%}** of {params.models[0]}'s bytes to be read."))
+
+# %% [markdown]
+# ## 2 · The law, checked in front of you
+#
+# Draft and target share weights *and cache*: a draft step reads the keys and values that the whole model left of the
+# verified text, writes its own behind it, and the next verification overwrites these. Nothing is prefilled twice, copied
+# or restored. If any of that went wrong, the greedy text would show it: whatever the plan, it has to be the
+# target's own, token by token.
+
+# %%
+subjects = {name: experiment.subject(name, params) for name in names}
+one = subjects[params.models[-1]]
+n_layers = one.decoder.config.n_layers
+everything = fd.SkipPlan.layers(range(n_layers))
+extremes = [
+    experiment.Candidate("any", "nothing skipped", fd.SkipPlan()),
+    experiment.Candidate("any", "all attention", fd.SkipPlan(attn=everything.attn)),
+    experiment.Candidate("any", "all but the head", everything),
+    experiment.Candidate("any", "early exit", fd.SkipPlan.early_exit(n_layers // 2, n_layers)),
+    experiment.Candidate("any", "every second layer", fd.SkipPlan.every(2, n_layers)),
+]
+texts = experiment.greedy_texts(one, extremes, params, n_prompts=4)
+assert all(text == texts["no draft"] for text in texts.values())
+display(
+    Markdown(
+        f"{len(extremes)} plans, one text: **{sum(map(len, texts['no draft']))} tokens** each."
+    )
+)
+
+# %% [markdown]
+# How good is a plan? Judge it at the *first* step of a draft: all that came before is verified, so its keys and values are
+# the whole model's, and only the last token is read under the plan. There β = Σ min(p, q) is the exact chance that the
+# draft stands, and no coin is tossed. The texts are the target's own, the places spread along them.
+#
+# Two sanity checks. The empty plan must have β = 1. And a draft that reads *all* of the text under the plan, by itself, as
+# one teacher-forced pass does, must come to the same β for an early exit, whose first layers are the whole model's own, and
+# may come to another for any other plan.
+
+# %%
+halves = [
+    experiment.Candidate("early exit", "exit", fd.SkipPlan.early_exit(n_layers // 2, n_layers)),
+    experiment.Candidate("spread out", "spread", fd.SkipPlan.spread(n_layers // 2, n_layers)),
+]
+with_cache = experiment.judged(experiment.first_steps(one, halves, params)).set_index("name")
+alone = {half.name: experiment.read_alone(one, half.plan, params) for half in halves}
+assert with_cache.loc["whole model", "overlap"] > 1 - 1e-4
+assert abs(with_cache.loc["exit", "overlap"] - alone["exit"]) < 1e-4
+display(
+    Markdown(
+        f"Half the layers spread out: β = **{with_cache.loc['spread', 'overlap']:.3f}** behind the target's "
+        f"keys and values, **{alone['spread']:.3f}** behind the draft's own; early exit: "
+        f"**{with_cache.loc['exit', 'overlap']:.3f}** either way."
+    )
+)
+
+# %% [markdown]
+# ## 3 · What each branch is worth
+#
+# Now one branch at a time, in each of the models. Beside β stand two older measures: whether draft and target have
+# the same favourite, and the divergence KL(p‖q), which is by how much the loss on the target's own text rises (its
+# exponential is the factor on the perplexity).
+
+# %%
+branch_steps = pd.concat(
+    [
+        experiment.first_steps(each, experiment.single_branches(n_layers), params)
+        for each in subjects.values()
+    ]
+)
+singles = experiment.judged(branch_steps[branch_steps.family == "one branch"])
+plain_singles = singles[singles.model.isin(params.models)]
+figures.save(draw.branches(plain_singles), "layer_skipping", "branches", made_from)
+
+# %%
+ends = plain_singles.sort_values("overlap").groupby("model", sort=False)
+extreme_branches = pd.concat([ends.head(2), ends.tail(2)]).sort_values(["model", "overlap"])
+rank = plain_singles[["overlap", "agreement", "divergence"]].corr("spearman")
+display(
+    Markdown(
+        f"How alike the three measures order the branches: rank correlation with β "
+        f"**{rank.loc['overlap', 'agreement']:.2f}** for the agreement and "
+        f"**{rank.loc['overlap', 'divergence']:.2f}** for the divergence. β is the one that the theory asks "
+        f"for, and it moves smoothly where agreement jumps."
+    )
+)
+extreme_branches[["model", "name", "overlap", "agreement", "divergence", "cost"]].round(3)
+
+# %% [markdown]
+# ## 4 · Pairs are no products
+#
+# A search over 2²⁴ plans would be easy if harms multiplied: if each branch kept its β whatever else is off.
+# Sets of branches drawn at random, measured jointly, against the product of their members:
+
+# %%
+plain = [subjects[name] for name in params.models]
+random_sets = experiment.joint_branches(n_layers, params)
+joint_steps = pd.concat([experiment.first_steps(each, random_sets, params) for each in plain])
+joint = experiment.judged(joint_steps[joint_steps.family == "random"])
+compared = experiment.products(pd.concat([singles, joint]), ["random"], "one branch")
+figures.save(draw.pairs(compared), "layer_skipping", "pairs", made_from)
+
+# %% [markdown]
+# The gap is log(joint ÷ product): zero where harms multiply, above zero where they overlap, below where
+# one branch had covered for another.
+
+# %%
+largest = compared[compared.branches == max(params.joint_sizes)]["gap"]
+display(
+    Markdown(
+        f"Of the sets of {max(params.joint_sizes)} branches **{(largest > 0).mean():.0%}** do better than the "
+        f"product of their members, and they spread from {largest.min():+.2f} to {largest.max():+.2f}. "
+        f"Singles say where to look; a plan of many branches has to be measured as a whole. "
+        f"Article 04 searches that way."
+    )
+)
+compared.groupby(["model", "branches"])["gap"].agg(["mean", "min", "max"]).round(3)
+
+# %% [markdown]
+# ## 5 · The plane that decides
+#
+# A plan is a point: what a draft step costs, and how often it stands. Below the diagonal no draft length gains
+# anything (article 02). To the random sets come three families: early exits, layers spread out evenly, and the branches
+# that cost least acceptance for their bytes, one after the other.
+
+# %%
+family_steps = []
+for each in subjects.values():
+    own = singles[singles.model == each.name]
+    cheapest = experiment.cheapest_first(own, each.decoder.config, params.n_cheapest)
+    family_steps.append(
+        experiment.first_steps(each, cheapest + experiment.equal_costs(n_layers), params)
+    )
+families = pd.concat(family_steps)
+families = experiment.judged(families[families.family != "whole"])
+plans = pd.concat([singles, joint, families], ignore_index=True)
+best = plans.loc[plans.groupby("model", sort=False)["gain"].idxmax()]
+best[["model", "family", "name", "branches", "cost", "overlap", "gain"]].round(3)
+
+# %%
+recorded = recording.recordings("layer_skipping")["cpu"]
+arms = recorded.table
+timed = experiment.measured_costs(arms)
+figure = draw.plane(plans, experiment.level_lines(draw.GAINS), timed)
+figures.save(figure, "layer_skipping", "plane", made_from)
+
+# %% [markdown]
+# Black strokes lead from c by bytes to c on the clock for the plans that were timed (section 9). Bytes leave
+# out what no plan shrinks, or not in proportion: the sampler, the start of each operation, the keys and values.
+
+# %%
+off_clock = (timed["cost_measured"] - timed["cost_bytes"]).mean()
+display(
+    Markdown(
+        f"On average a timed plan costs **{off_clock:+.2f}** of a target step more than its bytes say, over "
+        f"{len(timed)} plans."
+    )
+)
+timed.drop(columns="plan").round(3)
+
+# %% [markdown]
+# ## 6 · Leave early, or skip here and there?
+#
+# At equal cost: the last layers off, or as many spread evenly. Then the same for a model that went on training by
+# LayerSkip's recipe: layers dropped at random, later ones more often, and a loss at early exits, all of
+# which share one head.
+
+# %%
+halfway = families[families.family.isin(["early exit", "spread out"])]
+figure = draw.exits(halfway, params.models, params.layer_skip_model)
+figures.save(figure, "layer_skipping", "exits", made_from)
+
+# %%
+loss = pd.concat([experiment.losses(each) for each in subjects.values()])
+loss_table = ratios(loss, ["model"], "loss", "tokens").set_index("model")
+base, trained = params.models[-1], params.layer_skip_model
+middle = halfway[halfway.name == f"exit {n_layers // 2}"].set_index("model")
+paid = loss_table.loc[trained, "mean"] - loss_table.loc[base, "mean"]
+won = middle.loc[trained, "overlap"] - middle.loc[base, "overlap"]
+display(
+    Markdown(
+        f"The recipe changes the loss on held-out code by **{paid:+.3f} nats a token** and β of an exit after "
+        f"half the layers by **{won:+.3f}**. It also trained for longer, so that not all of the "
+        f"difference in loss is the recipe's."
+    )
+)
+loss_table.round(3)
+
+# %% [markdown]
+# ## 7 · Drafts of more than one token
+#
+# From the second token on a draft reads its own keys and values, and follows its own earlier tokens. β does not
+# know about either. So draft, verify and count, in float32 with a fixed generator:
+
+# %%
+in_earnest = [
+    experiment.Candidate("early exit", f"exit {n}", fd.SkipPlan.early_exit(n, n_layers))
+    for n in params.exits
+]
+in_earnest += [
+    experiment.Candidate(
+        "spread out", f"spread {n_layers - n}", fd.SkipPlan.spread(n_layers - n, n_layers)
+    )
+    for n in params.exits
+]
+rounds = pd.concat(
+    [experiment.drafting(subjects[name], in_earnest, params) for name in (base, trained)]
+)
+verified = experiment.in_earnest(rounds)
+by_place = verified[verified.measure == "acceptance_by_position"]
+figures.save(draw.positions(by_place, families), "layer_skipping", "positions", made_from)
+
+# %%
+overall = verified[verified.measure == "acceptance"]
+overall.pivot_table(index="name", columns="model", values="mean").round(3)
+
+# %% [markdown]
+# ## 8 · A control: how much of this is the stack?
+#
+# Our pocket models grew by stacking: three layers were trained first, then repeated to six, then to twelve. Layers a
+# multiple of three apart began as copies. A short training may have left them alike, and then skipping one loses little for a
+# reason that a published model does not share. So: how alike are the weights, and does it matter *which* three layers go?
+# A run of three leaves the others in the order of the shallow model; three copies of one layer do not.
+
+# %%
+cosines = pd.concat(
+    [
+        experiment.by_distance(experiment.likeness(each.decoder)).assign(model=each.name)
+        for each in plain
+    ]
+)
+three_sets = experiment.threes(n_layers)
+three_steps = pd.concat([experiment.first_steps(each, three_sets, params) for each in plain])
+threes = experiment.judged(three_steps[three_steps.family != "whole"])
+kinds = [kind for kind in threes.family.unique() if kind != "one layer"]
+by_kind = experiment.products(threes, kinds, "one layer")
+figures.save(draw.stack(cosines, by_kind), "layer_skipping", "stack", made_from)
+
+# %% [markdown]
+# The right panel compares each set with the product of its own layers' β, so that a set is not blamed for
+# containing layer 0. What is left between the kinds is owed to their places in the stack. The exits bear the mark, too: after
+# three and six layers the stream stands where a whole model once ended.
+
+# %%
+early = halfway[(halfway.family == "early exit") & halfway.model.isin(params.models)]
+early = early.assign(layers=early.name.str.split().str[1].astype(int))
+early.pivot_table(index="model", columns="layers", values="overlap").round(2)
+
+# %%
+mean_gap = by_kind.groupby("kind")["gap"].mean()
+apart = cosines.assign(copies=cosines.distance % experiment.PERIOD == 0)
+alike = apart.groupby("copies")["cosine"].mean()
+display(
+    Markdown(
+        f"Layers that began as copies still have a cosine of **{alike[True]:.2f}**, others {alike[False]:.2f}. A "
+        f"run of three keeps **{np.exp(mean_gap['a run'] - mean_gap['one origin']):.2f} times** as much of its "
+        f"product as three copies of one layer do. So a good part of what our targets forgive is their making, "
+        f"and their acceptances are no forecast for a published model. How much exactly, only a twin "
+        f"trained at twelve layers from the start could say, and we have none."
+    )
+)
+by_kind.groupby(["model", "kind"])[["joint", "gap"]].mean().round(3)
+
+# %% [markdown]
+# ## 9 · Bytes of published models, and the clock
+#
+# The same sum for models that do not fit here needs their dimensions only. The head is what no plan can skip: it is the
+# least c there is.
+
+# %%
+configs = {name: experiment.published(name) for name in experiment.PUBLISHED}
+configs[base] = one.decoder.config
+share = experiment.shares(configs)
+share.pivot_table(index="model", columns="part", values="share").round(3)
+
+# %%
+article_plan = experiment.ARTICLE_PLAN
+predicted = article_plan.cost(configs["gemma-2-9b"])
+measured = experiment.TARGET_RATE / experiment.DRAFT_RATE
+got = experiment.SELF_RATE / experiment.TARGET_RATE
+article = experiment.what_if((experiment.ARTICLE_ACCEPTANCE, 0.8, 0.9), predicted, longest=8)
+figures.save(draw.bytes_read(share, article, got), "layer_skipping", "bytes", made_from)
+
+# %%
+display(
+    Markdown(
+        f"The article's plan skips {len(article_plan.attn)} attentions and {len(article_plan.mlp)} MLPs of 42 layers. "
+        f"By bytes c = **{predicted:.3f}**; by its clock {experiment.TARGET_RATE} ÷ {experiment.DRAFT_RATE} = "
+        f"**{measured:.3f}**. With an acceptance of {experiment.ARTICLE_ACCEPTANCE} it lies below the line, where no "
+        f"draft length helps: it got {got:.2f}×."
+    )
+)
+
+# %% [markdown]
+# The floor can be lowered: a draft need not know all tokens. If its law is held to the tokenizer's first N, the
+# head reads N rows, and the output law stays the target's, since q may have any support. Here for an exit after half the layers.
+
+# %%
+half = fd.SkipPlan.early_exit(n_layers // 2, n_layers)
+small = pd.concat([experiment.trimmed(subjects[name], half, params) for name in (base, trained)])
+figures.save(draw.vocabulary(small), "layer_skipping", "vocabulary", made_from)
+
+# %% [markdown]
+# What about the layers that an early exit has already run when verification begins? It need not run them again, and
+# `SelfDrafter` does not. Count the bytes, though, with s for the share of these layers and h for the head's, c = s + h: γ draft
+# steps, one more pass through the first layers for the last drafted token, and a verification without them come to
+# γ(s + h) + s + (1 − s) = γc + 1, as if nothing were reused. Reuse spares arithmetic, not bytes. It helps where a pass
+# over several positions costs more than one over a single position, on a processor for instance.
+#
+# And the clock. Times are recorded, never taken here: `foredraft record layer_skipping` runs every way in
+# turn on each prompt, and pairs it with *our own* autoregressive decoding. Beside it stands `transformers` with
+# `assistant_early_exit=` on the same weights.
+
+# %%
+where = f"{recorded.machine.name}, threads: {arms['threads'].iloc[0]}, {recorded.date}"
+changed = ", ".join(recorded.source_changed) or "nothing"
+display(Markdown(f"*Recorded on* {where}. *Of its sources, changed since:* {changed}."))
+fastest = experiment.on_the_clock(arms)
+figures.save(draw.clock(fastest, where), "layer_skipping", "clock", made_from)
+
+# %%
+columns = ["model", "library", "name", "reuse", "length", "speedup_median", "acceptance"]
+fastest.sort_values("speedup_median", ascending=False)[columns].head(8).round(3)
+
+# %% [markdown]
+# ## 10 · The results
+
+# %%
+plain_best = best[best.model == base]
+tables = {
+    "best": plain_best.assign(mean=plain_best["overlap"]),
+    "early_exit": middle.loc[[base]].assign(mean=middle["overlap"]),
+    "early_exit_trained": middle.loc[[trained]].assign(mean=middle["overlap"]),
+    "loss": loss_table.loc[[base]],
+    "loss_trained": loss_table.loc[[trained]],
+}
+values, claims = experiment.findings(tables, arms, trained)
+table = pd.concat(
+    [
+        plans.assign(part="plans"),
+        threes.assign(part="threes"),
+        compared.assign(part="products"),
+        by_kind.assign(part="threes_products"),
+        verified.assign(part="verified"),
+        cosines.assign(part="likeness"),
+        share.rename(columns={"part": "weights"}).assign(part="bytes"),
+        small.assign(part="vocabulary"),
+        loss_table.reset_index().assign(part="loss"),
+    ],
+    ignore_index=True,
+)
+results.write("layer_skipping", table, values, claims, made_from)
+pd.DataFrame(
+    [
+        {"claim": claim.text, "ours": results.ours(claim, results.flattened(values))}
+        for claim in claims
+    ]
+)
+
+# %% [markdown]
+# ## 11 · What surprised us
+#
+# * **Skipping attention spares little.** It is the smaller part of a layer's bytes everywhere in section 9; MLPs are
+#   what there is to save, and the head is what there is not.
+# * **Single harms do not multiply.** What a branch is worth depends on which others are there; the heat map of
+#   section 3 is a beginning, no ranking of plans.
+# * **Teacher forcing measures another draft.** A plan that is no early exit has another β behind its own keys and values than
+#   behind the target's, and it is the latter that drafting for oneself has (section 2).
+# * **An early exit's reused layers save no bytes.** The sum of section 9 comes out even.
+# * **Stacked layers stay copies.** Nobody asked training to keep them alike; a short one did not tell them apart.
+# * **The article's loss was on the cards.** Two numbers that it prints itself, c and α, put it under the line.
+#
+# Next: [04, self-speculation](../README.md#the-articles), where the plan is searched for.
+
+# %%
+display(
+    Markdown(
+        f"*Made from* `{len(made_from.inputs)}` *inputs; versions:* `{dict(made_from.versions)}`"
+    )
+)

@@ -1,0 +1,260 @@
+"""Time a model that drafts for itself: our skip plans, and the early exits of `transformers`.
+
+As in `benchmarks.decoding` a case is a prompt, all ways to decode continue it in alternation, and
+speed-ups are paired with our own autoregressive decoding. Each plan's cost stands there twice: by
+the bytes that it leaves to read, and by the clock.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import final
+
+import pandas
+import torch
+from transformers import PreTrainedModel
+
+from foredraft.bench import Lap, Schedule, Spread, alternate, columns, compare, now
+from foredraft.benchmarks.decoding import (
+    SAMPLERS,
+    Made,
+    Prompt,
+    Workbench,
+    paired,
+    tell_to_draft,
+    their_sampler,
+)
+from foredraft.decoding.exit import FixedLength
+from foredraft.decoding.loop import generate
+from foredraft.decoding.self_draft import SelfDrafter
+from foredraft.models.decoder import Decoder
+from foredraft.models.loading import load, load_transformers
+from foredraft.models.skip import SkipPlan
+from foredraft.prompts import code_prompts
+from foredraft.sampling import Sampler
+
+PLAIN, DRAFTING = "autoregressive", "self-drafting"
+
+LENGTHS = (2, 4)
+
+POCKET: Mapping[str, Mapping[str, SkipPlan]] = {
+    "pocket-llama": {
+        "cheapest 10": SkipPlan(attn=(3, 6, 9), mlp=(3, 5, 6, 7, 8, 9, 10)),
+        "cheapest 11": SkipPlan(attn=(3, 6, 9), mlp=(2, 3, 5, 6, 7, 8, 9, 10)),
+        "cheapest 16": SkipPlan(attn=(3, 6, 7, 8, 9, 10), mlp=range(1, 11)),
+    },
+    "pocket-gemma2": {"cheapest 4": SkipPlan(mlp=(6, 7, 8, 10))},
+    "pocket-gemma2-layerskip": {},
+}
+"""The plans that article 03 finds best by β and bytes; the early exits come to them."""
+
+EXITS: Mapping[str, Sequence[int]] = {
+    "pocket-llama": (3, 6),
+    "pocket-gemma2": (3, 6),
+    "pocket-gemma2-layerskip": (2, 3, 4, 6),
+}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to decode: under which plan, if any, how far, in which library."""
+
+    sampler: str
+    strategy: str = DRAFTING
+    library: str = "foredraft"
+    name: str | None = None
+    plan: SkipPlan = field(default_factory=SkipPlan)
+    reuse: bool = False
+    length: int = 0
+
+    @property
+    def label(self) -> str:
+        """Tell it from the other arms."""
+        return f"{self.sampler}, {self.library}, {self.name} {self.length}, reuse {self.reuse}"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """A model on both sides, the prompts, and the plans to try at each draft length."""
+
+    model: str
+    target: Decoder
+    theirs: PreTrainedModel
+    prompts: Sequence[Prompt]
+    plans: Mapping[str, SkipPlan]
+    lengths: Sequence[int] = LENGTHS
+    new_tokens: int = 96
+    samplers: Mapping[str, Sampler] = field(default_factory=lambda: SAMPLERS)
+
+    def __post_init__(self) -> None:
+        """Refuse a contest of different precisions."""
+        if self.target.dtype != self.theirs.dtype:
+            raise ValueError(
+                f"ours is in {self.target.dtype}, theirs in {self.theirs.dtype}: load both in one"
+            )
+
+
+def pocket_contests(*, device: str = "cpu", n_prompts: int = 8) -> list[Contest]:
+    """Set up a contest for each pocket model that is a target, in bf16, on held-out prompts."""
+    place = {"device": device, "dtype": torch.bfloat16}
+    found = []
+    for name, plans in POCKET.items():
+        target, tokenizer = load(name, **place)
+        theirs = load_transformers(name, **place)
+        theirs.generation_config.eos_token_id = None  # no text ends early
+        prompts = [tokenizer.encode(prompt.text()) for prompt in code_prompts(n=n_prompts)]
+        n = target.config.n_layers
+        exits = {f"exit {layer}": SkipPlan.early_exit(layer, n) for layer in EXITS[name]}
+        found.append(Contest(name, target, theirs, prompts, {**exits, **plans}))
+    return found
+
+
+def self_drafting_benchmark(
+    contests: Sequence[Contest],
+    *,
+    report: Callable[[str], None] = lambda told: None,
+    clock: Callable[[], float] = now,
+) -> pandas.DataFrame:
+    """Run all ways of all contests on all their prompts; one row a way, with medians and spreads.
+
+    `cost_bytes` is the plan's share of the weight bytes, `cost_measured` the time of a draft step
+    ÷ that of an autoregressive round.
+    """
+    rows = []
+    for contest in contests:
+        costs = measured_costs(contest, clock=clock)
+        for sampler in contest.samplers:
+            arms = _arms(contest, sampler)
+            report(f"{contest.model}, {sampler}: {len(arms)} ways, {len(contest.prompts)} prompts")
+            runs = {arm.label: _runner(contest, arm) for arm in arms}
+            cases = list(range(len(contest.prompts)))
+            laps = alternate(runs, cases, device=contest.target.device, clock=clock)
+            base = laps[arms[0].label]
+            rows += [_row(contest, arm, laps[arm.label], base, costs) for arm in arms]
+    return pandas.DataFrame(rows)
+
+
+def measured_costs(
+    contest: Contest, *, clock: Callable[[], float] = now, length: int = 4
+) -> dict[str, float]:
+    """Time a draft step under each plan ÷ a round of autoregressive decoding, greedy."""
+    greedy = Sampler(temperature=0.0)
+    prompt = contest.prompts[len(contest.prompts) // 2]
+    benches = {
+        name: Workbench(contest.target, SelfDrafter(plan, reuse=False), prompt, greedy, length)
+        for name, plan in contest.plans.items()
+    }
+    plain = next(iter(benches.values()))
+
+    def whole_round() -> None:
+        plain.read(0)
+        plain.judge(0)
+
+    arms: dict[str, Callable[[], object]] = {PLAIN: whole_round}
+    arms |= {name: bench.propose for name, bench in benches.items()}
+    schedule = Schedule(repeats=15, warmup=3, inner=1)
+    timed = compare(arms, schedule=schedule, device=contest.target.device, clock=clock)
+    return {name: timed.ratio(name, PLAIN).median / length for name in benches}
+
+
+def _arms(contest: Contest, sampler: str) -> list[Arm]:
+    """Our autoregressive decoding first: the others are measured by it."""
+    n_layers = contest.target.config.n_layers
+    arms = [Arm(sampler, PLAIN), Arm(sampler, PLAIN, "transformers")]
+    for name, plan in contest.plans.items():
+        for length in contest.lengths:
+            ours = Arm(sampler, name=name, plan=plan, length=length)
+            arms.append(ours)
+            if plan.exit_layer(n_layers) is not None:
+                arms += [replace(ours, reuse=True), replace(ours, library="transformers")]
+    return arms
+
+
+def _runner(contest: Contest, arm: Arm) -> Callable[[int], Made]:
+    run = _theirs if arm.library == "transformers" else _ours
+    return lambda case: run(contest, arm, case)
+
+
+def _ours(contest: Contest, arm: Arm, case: int) -> Made:
+    drafts = arm.strategy == DRAFTING
+    made = generate(
+        contest.target,
+        [contest.prompts[case]],
+        sampler=contest.samplers[arm.sampler],
+        max_new_tokens=contest.new_tokens,
+        drafter=SelfDrafter(arm.plan, reuse=arm.reuse) if drafts else None,
+        exit_policy=FixedLength(arm.length) if drafts else None,
+        generator=torch.Generator(contest.target.device).manual_seed(case),
+        eos_token_id=[],
+    )
+    return Made(sum(map(len, made.tokens)), made)
+
+
+def _theirs(contest: Contest, arm: Arm, case: int) -> Made:
+    """Let `transformers` leave after as many layers, and draft as many tokens each round."""
+    prompt = torch.tensor([contest.prompts[case]], device=contest.theirs.device)
+    settings = their_sampler(contest.samplers[arm.sampler])
+    if arm.strategy == DRAFTING:
+        tell_to_draft(contest.theirs, arm.length)
+        settings["assistant_early_exit"] = arm.plan.exit_layer(contest.target.config.n_layers)
+    made = contest.theirs.generate(  # pyright: ignore[reportCallIssue]
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=contest.new_tokens,
+        **settings,
+    )
+    return Made(made.shape[1] - prompt.shape[1])
+
+
+def _row(
+    contest: Contest,
+    arm: Arm,
+    laps: Sequence[Lap[Made]],
+    base: Sequence[Lap[Made]],
+    costs: Mapping[str, float],
+) -> dict[str, object]:
+    rate = Spread.of([lap.result.tokens / lap.seconds for lap in laps])
+    drafts, nan = arm.name is not None, float("nan")
+    traces = [lap.result.generation.trace for lap in laps if lap.result.generation is not None]
+    drafted = sum(trace.drafted for trace in traces)
+    passes = sum(trace.row_passes for trace in traces)
+    return {
+        **{"model": contest.model, "sampler": arm.sampler, "strategy": arm.strategy},
+        **{"library": arm.library, "name": arm.name, "plan": arm.plan.to_json()},
+        **{"reuse": arm.reuse, "length": arm.length},
+        "cost_bytes": arm.plan.cost(contest.target.config) if drafts else nan,
+        "cost_measured": costs[arm.name] if arm.name and arm.library == "foredraft" else nan,
+        **columns("tokens_per_second", rate),
+        **columns("speedup", paired(laps, base)),
+        "acceptance": sum(trace.accepted for trace in traces) / drafted if drafted else nan,
+        "tokens_per_pass": sum(trace.emitted for trace in traces) / passes if passes else nan,
+        **{"n": rate.n, "new_tokens": contest.new_tokens, "device": str(contest.target.device)},
+        "dtype": str(contest.target.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def asked(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Give the ratios that a reader asks for: ours at its fastest, and beside transformers' exits.
+
+    Of each model and sampler: our fastest plan ÷ our own autoregressive decoding, and of each exit
+    ours ÷ theirs at the same number of drafted tokens, the least and the most of these ratios.
+    """
+    lines: list[dict[str, object]] = []
+    for (model, sampler), rows in table.groupby(["model", "sampler"], sort=False):
+        ours = rows.loc[(rows["library"] == "foredraft") & (rows["strategy"] == DRAFTING)]
+        best = ours.loc[ours["speedup_median"].idxmax()]
+        where = {"model": model, "sampler": sampler}
+        about = f"{best['name']}, length {best['length']}"
+        value = best["speedup_median"]
+        lines.append({**where, "ratio": "÷ autoregressive", "of": about, "value": value})
+        theirs = rows.loc[(rows["library"] == "transformers") & (rows["strategy"] == DRAFTING)]
+        met = theirs.merge(ours.loc[ours["reuse"]], on=["name", "length"], suffixes=("", "_ours"))
+        met["value"] = met["tokens_per_second_median_ours"] / met["tokens_per_second_median"]
+        for end in ("min", "max"):
+            row = met.loc[getattr(met["value"], f"idx{end}")()]
+            about, value = f"{row['name']}, length {row['length']}", row["value"]
+            lines.append({**where, "ratio": f"÷ early exit of transformers, {end}", "of": about})
+            lines[-1]["value"] = value
+    return pandas.DataFrame(lines)

@@ -1,0 +1,615 @@
+"""Article 03: what each branch of a decoder is worth when the decoder drafts for itself.
+
+A plan is judged at the first step of a draft, as `SelfDrafter` takes it: the verified text has the
+whole model's keys and values, and only the last token is read under the plan. β = Σ min(p, q) is
+then exact, with no coin tossed. What later steps of a draft are worth, whose keys and values are
+the draft's own, is measured by drafting (`drafting`).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, final
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.functional import cosine_similarity
+from transformers import Gemma2Config, LlamaConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from foredraft.decoding import theory
+from foredraft.decoding.exit import FixedLength
+from foredraft.decoding.loop import generate
+from foredraft.decoding.self_draft import SelfDrafter
+from foredraft.experiments.speculative_decoding import NOTCH, acceptance, by_position, ratios
+from foredraft.models.cache import KVCache
+from foredraft.models.config import DecoderConfig
+from foredraft.models.decoder import Decoder
+from foredraft.models.loading import load
+from foredraft.models.skip import Parts, SkipPlan
+from foredraft.params import LayerSkipping
+from foredraft.prompts import code_prompts
+from foredraft.results import Claim
+from foredraft.sampling import Sampler
+from foredraft.types import Float, Int, Tensor
+
+PERIOD = 3
+"""Layers of the shallow model that the pocket models were stacked from."""
+
+ARTICLE_PLAN = SkipPlan(
+    attn=(4, 7, 8, 9, 10, 12, 16, 18, 19, 25, 29, 31, 34, 35, 36, 37, 38, 39, 41),
+    mlp=(2, 3, 6, 7, 8, 9, 14, 18, 20, 23, 25, 31, 33, 34, 35, 36, 37, 41),
+)
+"""The branches of gemma-2-9b-it that the article's draft goes without."""
+
+TARGET_RATE, DRAFT_RATE, SELF_RATE = 29.65, 48.82, 24.08
+"""Tokens a second in the article: target alone, draft alone, drafting for itself."""
+
+ARTICLE_ACCEPTANCE = 0.4057
+
+PUBLISHED: Mapping[str, tuple[type[PretrainedConfig], dict[str, int]]] = {
+    "gemma-2-2b": (Gemma2Config, {"hidden": 2304, "mlp": 9216, "layers": 26, "heads": 8, "kv": 4}),
+    "gemma-2-9b": (
+        Gemma2Config,
+        {"hidden": 3584, "mlp": 14336, "layers": 42, "heads": 16, "kv": 8},
+    ),
+    "gemma-2-27b": (
+        Gemma2Config,
+        {"hidden": 4608, "mlp": 36864, "layers": 46, "heads": 32, "kv": 16, "head_dim": 128},
+    ),
+    "Llama-3-8B": (
+        LlamaConfig,
+        {
+            **{"hidden": 4096, "mlp": 14336, "layers": 32, "heads": 32, "kv": 8},
+            **{"head_dim": 128, "vocabulary": 128256},
+        },
+    ),
+}
+"""Dimensions of published models; a head's are 256 and the vocabulary 256,000 unless they say."""
+
+CLAIMS = {
+    "best": "β of the plan with the highest predicted speed-up, plain pocket-gemma2",
+    "early_exit": "β of an early exit after half the layers, plain pocket-gemma2",
+    "early_exit_trained": "The same, trained by LayerSkip's recipe",
+    "loss": "Loss on held-out code, plain pocket-gemma2 (nats a token)",
+    "loss_trained": "The same, trained by LayerSkip's recipe",
+}
+
+TIMED = {
+    "speedup": (False, "Speed-up of the best plan, plain pocket model, greedy (recorded)"),
+    "speedup_trained": (True, "The same, trained by LayerSkip's recipe (recorded)"),
+}
+"""Whether the model is the trained one; over our own autoregressive decoding."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A plan with its name, of some family of plans."""
+
+    family: str
+    name: str
+    plan: SkipPlan
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model, prompts, and a text of each that the model has written, ready to be read again.
+
+    `cache` holds the texts; `places[row]` are positions whose next token is to be drafted, and
+    `log_p` the target's own law there.
+    """
+
+    name: str
+    decoder: Decoder
+    prompts: list[list[int]]
+    kinds: list[str]
+    texts: Int[Tensor, "row width"]
+    places: Int[Tensor, "row place"]
+    log_p: Float[Tensor, "row place vocab"]
+    cache: KVCache
+
+
+def subject(name: str, params: LayerSkipping) -> Subject:
+    """Load a model, let it continue the prompts by its own law, and read what it wrote."""
+    decoder, tokenizer = load(name, dtype=torch.float32)
+    kinds, prompts = _prompts(tokenizer, params)
+    return read(name, decoder, prompts, kinds, params)
+
+
+def _prompts(
+    tokenizer: PreTrainedTokenizerBase, params: LayerSkipping
+) -> tuple[list[str], list[list[int]]]:
+    found = code_prompts(params.kinds, params.n_prompts)
+    return [each.kind for each in found], [tokenizer.encode(each.text()) for each in found]
+
+
+@torch.inference_mode()
+def read(
+    name: str,
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    kinds: Sequence[str],
+    params: LayerSkipping,
+) -> Subject:
+    """Write a text after each prompt at the parameters' temperature, and keep what reading gave."""
+    made = generate(
+        decoder,
+        prompts,
+        sampler=Sampler(temperature=params.temperature),
+        max_new_tokens=params.max_new_tokens,
+        generator=torch.Generator().manual_seed(params.seed),
+        eos_token_id=[],
+    )
+    rows = [[*prompt, *new] for prompt, new in zip(prompts, made.tokens, strict=True)]
+    width = max(map(len, rows))
+    texts = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    spots = np.linspace(0, params.max_new_tokens - 2, params.n_positions).astype(int)
+    starts = torch.tensor([len(prompt) for prompt in prompts])
+    places = starts[:, None] + torch.from_numpy(spots)
+    cache = decoder.new_cache(len(rows), width)
+    hidden = decoder.hidden(texts, cache)
+    cache.commit(width)
+    logits = decoder.logits(hidden.take_along_dim(places[..., None], 1))
+    log_p = _log_law(logits, params.temperature)
+    return Subject(name, decoder, [*map(list, prompts)], [*kinds], texts, places, log_p, cache)
+
+
+@torch.inference_mode()
+def first_steps(
+    subject: Subject, candidates: Iterable[Candidate], params: LayerSkipping
+) -> pd.DataFrame:
+    """Take each plan's first draft step at every place; a line a plan and text, with means.
+
+    `overlap` is β = Σ min(p, q), `agreement` whether both have one favourite, and `divergence`
+    KL(p‖q): by so many nats a token the loss on the target's own text is higher.
+
+    Places are taken from the last to the first, and at each the whole model comes last: so all that
+    a step sees behind it is the whole model's.
+    """
+    chosen = [*candidates, Candidate("whole", "whole model", SkipPlan())]
+    size = (len(chosen), len(subject.prompts))
+    sums = {name: torch.zeros(size) for name in ("overlap", "agreement", "divergence")}
+    for step in reversed(range(subject.places.shape[1])):
+        at, log_p = subject.places[:, step], subject.log_p[:, step]
+        subject.cache.rollback(at.tolist())
+        tokens = subject.texts.gather(1, at[:, None])
+        for row, candidate in enumerate(chosen):
+            logits = subject.decoder(tokens, subject.cache, skip=candidate.plan)[:, -1]
+            for name, value in compared(log_p, _log_law(logits, params.temperature)).items():
+                sums[name][row] += value
+    subject.cache.commit([subject.texts.shape[1] - n for n in subject.cache.lengths])
+    means = {name: (sums[name] / subject.places.shape[1]).tolist() for name in sums}
+    return pd.concat(
+        [
+            _lines(subject, candidate, {name: means[name][row] for name in means})
+            for row, candidate in enumerate(chosen)
+        ],
+        ignore_index=True,
+    )
+
+
+def compared(
+    log_p: Float[Tensor, "*place vocab"], log_q: Float[Tensor, "*place vocab"]
+) -> dict[str, Float[Tensor, "*place"]]:
+    """Say how near a draft's law q is to the target's p."""
+    p = log_p.exp()
+    return {
+        "overlap": theory.overlap(p, log_q.exp()),
+        "agreement": (log_p.argmax(-1) == log_q.argmax(-1)).float(),
+        "divergence": (p * (log_p - log_q)).sum(-1),
+    }
+
+
+def _lines(
+    subject: Subject, candidate: Candidate, means: Mapping[str, list[float]]
+) -> pd.DataFrame:
+    plan = candidate.plan
+    return pd.DataFrame(
+        {
+            "model": subject.name,
+            "family": candidate.family,
+            "name": candidate.name,
+            "plan": plan.to_json(),
+            "branches": len(plan),
+            "cost": plan.cost(subject.decoder.config),
+            "text": range(len(subject.prompts)),
+            **means,
+            "one": 1,
+        }
+    )
+
+
+def _log_law(
+    logits: Float[Tensor, "*place vocab"], temperature: float
+) -> Float[Tensor, "*place vocab"]:
+    return (logits.float() / temperature).log_softmax(-1)
+
+
+def judged(steps: pd.DataFrame) -> pd.DataFrame:
+    """Give each plan's mean β with its interval over texts, its other means, and what it brings.
+
+    `gain` is the best speed-up that β, for α at all positions, and the cost by bytes can give.
+    """
+    plan = ["model", "family", "name", "plan", "branches", "cost"]
+    table = ratios(steps, plan, "overlap", "one").rename(columns={"mean": "overlap"})
+    for other in ("agreement", "divergence"):
+        table[other] = ratios(steps, plan, other, "one")["mean"]
+    pairs = list(zip(table["overlap"].clip(0, 1), table["cost"], strict=True))
+    table["gain"] = [best_gain(alpha, cost) for alpha, cost in pairs]
+    return table
+
+
+def best_gain(alpha: float, cost: float) -> float:
+    """Give the speed-up of the best draft length (theorem 3.8); 1: do not draft."""
+    length = theory.best_length(alpha, cost=cost, longest=32)
+    return theory.speedup(alpha, length, cost=cost)
+
+
+def level_lines(gains: Sequence[float], points: int = 24) -> pd.DataFrame:
+    """Give the acceptance that each speed-up needs at each cost, where there is one below 1."""
+    lines = []
+    for gain in gains:
+        for cost in np.linspace(0.02, 0.98 / gain, points):
+            low, high = 0.0, 1.0
+            for _ in range(14):
+                middle = (low + high) / 2
+                low, high = (
+                    (low, middle) if best_gain(middle, float(cost)) >= gain else (middle, high)
+                )
+            lines.append({"gain": gain, "cost": float(cost), "acceptance": high})
+    return pd.DataFrame(lines)
+
+
+def single_branches(n_layers: int) -> list[Candidate]:
+    """Give the plans that switch off one branch."""
+    attention = [
+        Candidate("one branch", f"attention {i}", SkipPlan(attn=[i])) for i in range(n_layers)
+    ]
+    mlp = [Candidate("one branch", f"MLP {i}", SkipPlan(mlp=[i])) for i in range(n_layers)]
+    return attention + mlp
+
+
+def joint_branches(n_layers: int, params: LayerSkipping) -> list[Candidate]:
+    """Draw sets of several branches, as many of each size."""
+    generator = torch.Generator().manual_seed(params.seed)
+    found = []
+    for size in params.joint_sizes:
+        for draw in range(params.joint_sets):
+            picked = torch.randperm(2 * n_layers, generator=generator)[:size].tolist()
+            found.append(Candidate("random", f"random {size}.{draw}", _of(picked, n_layers)))
+    return found
+
+
+def cheapest_first(table: pd.DataFrame, config: DecoderConfig, n: int) -> list[Candidate]:
+    """Skip the branches that cost least acceptance for their bytes: the first 1, 2, … up to n.
+
+    By −log β of each alone ÷ its share of the bytes; `table` holds the single branches.
+    """
+    alone = table.loc[table["family"] == "one branch"]
+    rows = zip(alone["plan"], alone["overlap"], alone["cost"], strict=True)
+    harm = {plan: -np.log(beta) / (1 - cost) for plan, beta, cost in rows}
+    plans = [SkipPlan.from_json(plan) for plan in sorted(harm, key=lambda plan: harm[plan])]
+    found, union = [], SkipPlan()
+    for count, plan in enumerate(plans[:n], start=1):
+        union = union | plan
+        found.append(Candidate("cheapest first", f"cheapest {count}", union))
+    return found
+
+
+def equal_costs(n_layers: int) -> list[Candidate]:
+    """Skip whole layers, each number of them twice: the last ones, and as many spread out."""
+    exits = [
+        Candidate("early exit", f"exit {n}", SkipPlan.early_exit(n, n_layers))
+        for n in range(1, n_layers)
+    ]
+    spread = [
+        Candidate("spread out", f"spread {n}", SkipPlan.spread(n, n_layers))
+        for n in range(1, n_layers)
+    ]
+    return exits + spread
+
+
+def threes(n_layers: int) -> list[Candidate]:
+    """Skip single layers, and sets of three by where stacking took them from.
+
+    A run of three leaves the layers in the order of the shallow model, over and over; three of one
+    origin, or three of one origin each but no run, break it.
+    """
+    layers = [Candidate("one layer", f"layer {i}", SkipPlan.layers([i])) for i in range(n_layers)]
+    found = []
+    for chosen in combinations(range(n_layers), PERIOD):
+        origins = {i % PERIOD for i in chosen}
+        if chosen[-1] - chosen[0] == PERIOD - 1:
+            kind = "a run"
+        elif len(origins) == 1:
+            kind = "one origin"
+        elif len(origins) == PERIOD and min(np.diff(chosen)) > 1:
+            kind = "one of each, apart"
+        else:
+            continue
+        name = "layers " + " ".join(map(str, chosen))
+        found.append(Candidate(kind, name, SkipPlan.layers(chosen)))
+    return layers + _thinned(found, "one of each, apart", n_layers)
+
+
+def _thinned(found: list[Candidate], kind: str, n: int) -> list[Candidate]:
+    """Keep n of one kind at equal distances, and all the others."""
+    many = [each for each in found if each.family == kind]
+    kept = [many[i] for i in sorted({i * len(many) // n for i in range(min(n, len(many)))})]
+    return [each for each in found if each.family != kind or each in kept]
+
+
+def _of(numbers: Iterable[int], n_layers: int) -> SkipPlan:
+    """Read branches numbered from 0: attentions first, then MLPs."""
+    given = list(numbers)
+    return SkipPlan(
+        attn=[i for i in given if i < n_layers], mlp=[i - n_layers for i in given if i >= n_layers]
+    )
+
+
+def products(table: pd.DataFrame, families: Sequence[str], parts: str) -> pd.DataFrame:
+    """Set beside the β of joint plans the product of the β of their parts (a family of plans).
+
+    `gap` is log(joint ÷ product): 0 where harms multiply, below where they add up to more.
+    """
+    lines = []
+    for model, rows in table.groupby("model", sort=False):
+        single = {
+            SkipPlan.from_json(plan): beta
+            for plan, family, beta in zip(
+                rows["plan"], rows["family"], rows["overlap"], strict=True
+            )
+            if family == parts
+        }
+        for row in rows.loc[rows["family"].isin(families)].to_dict("records"):
+            whole = SkipPlan.from_json(row["plan"])
+            betas = [beta for part, beta in single.items() if len(part & whole) == len(part)]
+            product = float(np.prod(betas))
+            line = {"model": model, "kind": row["family"], "branches": row["branches"]}
+            gap = float(np.log(row["overlap"] / product))
+            lines.append({**line, "joint": row["overlap"], "product": product, "gap": gap})
+    return pd.DataFrame(lines)
+
+
+def likeness(decoder: Decoder) -> pd.DataFrame:
+    """Give the cosine of every two layers' weights, norms left out; a line a pair."""
+    with torch.no_grad():
+        flat = [
+            torch.cat([each.flatten() for each in layer.parameters() if each.dim() > 1])
+            for layer in decoder.layers
+        ]
+    pairs = [(i, j) for i in range(len(flat)) for j in range(len(flat))]
+    return pd.DataFrame(
+        [
+            {"layer": i, "other": j, "cosine": float(cosine_similarity(flat[i], flat[j], dim=0))}
+            for i, j in pairs
+        ]
+    )
+
+
+def by_distance(table: pd.DataFrame) -> pd.DataFrame:
+    """Average `likeness` over the pairs of layers at one distance."""
+    distance = (table["layer"] - table["other"]).abs()
+    apart = table.assign(distance=distance).loc[distance > 0]
+    return apart.groupby("distance", as_index=False)["cosine"].mean()
+
+
+def trimmed(subject: Subject, plan: SkipPlan, params: LayerSkipping) -> pd.DataFrame:
+    """Give β of one plan's first step with the draft held to the tokenizer's first N tokens.
+
+    Byte pairs are numbered as they were merged, by frequency, so that the first are the common
+    ones. `cost` leaves out the head's other rows.
+    """
+    config, parts = subject.decoder.config, Parts.of(subject.decoder.config)
+    row = parts.head / parts.total(config.n_layers) / config.vocab_size
+    log_q = _draft_laws(subject, plan, params)
+    lines = []
+    for size in sorted({*params.vocabularies, config.vocab_size}):
+        kept = log_q[..., :size].log_softmax(-1).exp()
+        beta = theory.overlap(subject.log_p[..., :size].exp(), kept).mean(-1)
+        cost = plan.cost(config) - (config.vocab_size - size) * row
+        line = {"model": subject.name, "vocabulary": size, "cost": cost, "one": 1}
+        rows = range(len(subject.prompts))
+        lines.append(pd.DataFrame({**line, "overlap": beta.tolist(), "text": rows}))
+    table = ratios(pd.concat(lines), ["model", "vocabulary", "cost"], "overlap", "one")
+    table = table.rename(columns={"mean": "overlap"})
+    gains = zip(table["overlap"], table["cost"], strict=True)
+    return table.assign(gain=[best_gain(alpha, cost) for alpha, cost in gains])
+
+
+@torch.inference_mode()
+def _draft_laws(
+    subject: Subject, plan: SkipPlan, params: LayerSkipping
+) -> Float[Tensor, "row place vocab"]:
+    laws = []
+    for step in reversed(range(subject.places.shape[1])):
+        at = subject.places[:, step]
+        subject.cache.rollback(at.tolist())
+        tokens = subject.texts.gather(1, at[:, None])
+        logits = subject.decoder(tokens, subject.cache, skip=plan)[:, -1]
+        laws.append(_log_law(logits, params.temperature))
+        subject.decoder.hidden(tokens, subject.cache)
+    subject.cache.commit([subject.texts.shape[1] - n for n in subject.cache.lengths])
+    return torch.stack(laws[::-1], 1)
+
+
+@torch.inference_mode()
+def read_alone(subject: Subject, plan: SkipPlan, params: LayerSkipping) -> float:
+    """Give the mean β of a draft that read all of the text under the plan, by itself.
+
+    That is what one teacher-forced pass measures, and what a draft without the target's keys and
+    values would have.
+    """
+    hidden = subject.decoder.hidden(subject.texts, skip=plan)
+    logits = subject.decoder.logits(hidden.take_along_dim(subject.places[..., None], 1))
+    q = _log_law(logits, params.temperature).exp()
+    return float(theory.overlap(subject.log_p.exp(), q).mean())
+
+
+def drafting(
+    subject: Subject,
+    candidates: Iterable[Candidate],
+    params: LayerSkipping,
+    *,
+    temperature: float | None = None,
+) -> pd.DataFrame:
+    """Draft and verify in earnest with each plan; give the rounds that drafted."""
+    heat = params.temperature if temperature is None else temperature
+    parts = []
+    for candidate in candidates:
+        made = generate(
+            subject.decoder,
+            subject.prompts,
+            sampler=Sampler(temperature=heat),
+            max_new_tokens=params.max_new_tokens,
+            drafter=SelfDrafter(candidate.plan),
+            exit_policy=FixedLength(params.length),
+            generator=torch.Generator().manual_seed(params.seed),
+            eos_token_id=[],
+        )
+        rounds = made.trace.table()
+        rounds = rounds.loc[rounds["drafted"] > 0]
+        about = {"model": subject.name, "name": candidate.name, "length": params.length}
+        parts.append(rounds.assign(**about, text=rounds["row"], one=1))
+    return pd.concat(parts, ignore_index=True)
+
+
+def in_earnest(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Give accepted ÷ drafted and α_k of each plan that drafted, with intervals over texts."""
+    plan = ["model", "name"]
+    positions = by_position(rounds, *plan)
+    return pd.concat([acceptance(rounds, *plan), positions], ignore_index=True)
+
+
+def greedy_texts(
+    subject: Subject, candidates: Iterable[Candidate], params: LayerSkipping, *, n_prompts: int
+) -> dict[str, list[list[int]]]:
+    """Continue the first few prompts greedily: without drafts, then with each plan's."""
+    drafters: dict[str, SelfDrafter | None] = {"no draft": None}
+    drafters |= {each.name: SelfDrafter(each.plan) for each in candidates}
+    return {
+        name: generate(
+            subject.decoder,
+            subject.prompts[:n_prompts],
+            sampler=Sampler(temperature=0.0),
+            max_new_tokens=params.max_new_tokens,
+            drafter=drafter,
+            exit_policy=FixedLength(params.length),
+            eos_token_id=[],
+        ).tokens
+        for name, drafter in drafters.items()
+    }
+
+
+@torch.inference_mode()
+def losses(subject: Subject) -> pd.DataFrame:
+    """Give the loss on the prompts, which are code that training held out; a line a prompt."""
+    lines = []
+    for row, prompt in enumerate(subject.prompts):
+        tokens = torch.tensor([prompt])
+        log_p = subject.decoder(tokens)[:, :-1].float().log_softmax(-1)
+        loss = -log_p.gather(-1, tokens[:, 1:, None]).sum()
+        line = {"model": subject.name, "text": row, "loss": float(loss)}
+        lines.append({**line, "tokens": len(prompt) - 1})
+    return pd.DataFrame(lines)
+
+
+def published(name: str) -> PretrainedConfig:
+    """Give the configuration of a published model, from its dimensions alone."""
+    architecture, sizes = PUBLISHED[name]
+    return architecture(
+        hidden_size=sizes["hidden"],
+        intermediate_size=sizes["mlp"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        num_key_value_heads=sizes["kv"],
+        head_dim=sizes.get("head_dim", 256),
+        vocab_size=sizes.get("vocabulary", 256_000),
+        tie_word_embeddings=architecture is Gemma2Config,
+    )
+
+
+def shares(configs: Mapping[str, DecoderConfig | PretrainedConfig]) -> pd.DataFrame:
+    """Give the share of the bytes of a decode step that each part is; the head's bounds c below."""
+    lines = []
+    for name, config in configs.items():
+        ours = config if isinstance(config, DecoderConfig) else DecoderConfig.from_hf(config)
+        parts = Parts.of(ours)
+        sizes = {
+            "attention": ours.n_layers * parts.attention,
+            "MLP": ours.n_layers * parts.mlp,
+            "head": parts.head,
+        }
+        whole = parts.total(ours.n_layers)
+        lines += [{"model": name, "part": part, "share": n / whole} for part, n in sizes.items()]
+    return pd.DataFrame(lines)
+
+
+def what_if(acceptances: Iterable[float], cost: float, longest: int) -> pd.DataFrame:
+    """Give the speed-up of every draft length at one cost, for each acceptance (theorem 3.8)."""
+    return pd.DataFrame(
+        [
+            {"acceptance": alpha, "cost": cost, "length": length}
+            | {"speedup": theory.speedup(alpha, length, cost=cost)}
+            for alpha in acceptances
+            for length in range(longest + 1)
+        ]
+    )
+
+
+def on_the_clock(recorded: pd.DataFrame) -> pd.DataFrame:
+    """Give the recorded draft lengths that are fastest, of each plan, library and model, greedy."""
+    ways = recorded.loc[recorded["strategy"] == "self-drafting"]
+    arm = ["model", "library", "name", "reuse"]
+    greedy = ways.loc[ways["sampler"] == "greedy"]
+    best = greedy.groupby(arm, sort=False, dropna=False)["speedup_median"].idxmax()
+    return recorded.loc[best].reset_index(drop=True)
+
+
+def measured_costs(recorded: pd.DataFrame) -> pd.DataFrame:
+    """Give c by bytes and by the clock of every plan that was timed: the medians over its rows."""
+    ours = recorded.loc[
+        (recorded["strategy"] == "self-drafting") & (recorded["library"] == "foredraft")
+    ]
+    return ours.groupby(["model", "name", "plan"], sort=False, as_index=False)[
+        ["cost_bytes", "cost_measured"]
+    ].median()
+
+
+def findings(
+    tables: Mapping[str, pd.DataFrame], recorded: pd.DataFrame, trained: str
+) -> tuple[dict[str, Any], list[Claim]]:
+    """Name the values that the article can be cited for, and the claims that they back.
+
+    `tables` hold one row each under the names of CLAIMS, with `mean`, `low` and `high`; `trained`
+    is the model of LayerSkip's recipe.
+    """
+    values: dict[str, Any] = {}
+    claims = []
+    for name, text in CLAIMS.items():
+        (row,) = tables[name].to_dict("records")
+        values[name] = {key: float(row[key]) for key in ("mean", "low", "high")}
+        spread = (row["high"] - row["low"]) / 2
+        claims.append(Claim(name, text, f"{name}.mean", n=row["n"], spread=spread))
+    values["article_cost"] = ARTICLE_PLAN.cost(published("gemma-2-9b"))
+    claims.append(
+        Claim(
+            "article_cost",
+            "c of the article's plan on gemma-2-9b: ours by bytes, the article's by the clock",
+            "article_cost",
+            article=round(TARGET_RATE / DRAFT_RATE, 3),
+        )
+    )
+    fastest = on_the_clock(recorded)
+    for name, (is_trained, text) in TIMED.items():
+        rows = fastest.loc[
+            (fastest["library"] == "foredraft") & ((fastest["model"] == trained) == is_trained)
+        ]
+        row = rows.loc[rows["speedup_median"].idxmax()]
+        values[name] = {key: float(row[f"speedup_{key}"]) for key in ("median", "min", "max")}
+        values[name] |= {"plan": row["name"], "model": row["model"]}
+        spread = float(NOTCH * row["speedup_iqr"] / row["n"] ** 0.5)
+        claims.append(Claim(name, text, f"{name}.median", n=int(row["n"]), spread=spread))
+    return values, claims

@@ -1,0 +1,109 @@
+"""The contest of models that draft for themselves."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import foredraft as fd
+from foredraft.benchmarks.self_drafting import Contest, asked, self_drafting_benchmark
+
+N_LAYERS = 4
+
+
+def tiny(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).to(dtype).eval()
+
+
+PLANS = {
+    "exit 2": fd.SkipPlan.early_exit(2, N_LAYERS),
+    "nothing": fd.SkipPlan(),
+    "MLP 1": fd.SkipPlan(mlp=[1]),
+}
+
+
+@pytest.fixture(scope="module")
+def contest() -> Contest:
+    theirs = tiny()
+    prompts = [[1 + i, 2, 3, 4 + i] for i in range(3)]
+    ours = fd.Decoder.from_hf(theirs)
+    return Contest("tiny", ours, theirs, prompts, PLANS, lengths=(1, 3), new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def table(contest):
+    return self_drafting_benchmark([contest])
+
+
+def test_each_exit_meets_transformers_at_the_same_length(table):
+    drafted = table.loc[table["strategy"] == "self-drafting"]
+    theirs = drafted.loc[drafted["library"] == "transformers"]
+    found = set(theirs[["sampler", "name", "length"]].itertuples(index=False, name=None))
+    exits = ("exit 2", "nothing")  # to skip nothing is to leave after the last layer
+    samplers = ("greedy", "temperature 1")
+    wanted = {(s, exit, k) for s in samplers for exit in exits for k in (1, 3)}
+    assert found == wanted
+    reused = drafted.loc[drafted["reuse"]]
+    assert set(reused[["sampler", "name", "length"]].itertuples(index=False, name=None)) == wanted
+
+
+def test_a_plan_that_skips_nothing_is_always_right_and_costs_everything(table):
+    rows = table.loc[table["name"] == "nothing"]
+    assert (rows["acceptance"] == 1).all()
+    assert (rows["cost_bytes"] == 1).all()
+
+
+def test_both_costs_stand_beside_each_of_our_plans(table):
+    ours = table.loc[(table["strategy"] == "self-drafting") & (table["library"] == "foredraft")]
+    config = tiny().config
+    for name, rows in ours.groupby("name"):
+        assert (rows["cost_bytes"] == PLANS[name].cost(config)).all()
+        assert (rows["cost_measured"] > 0).all()
+        assert rows["cost_measured"].nunique() == 1
+    assert table.drop(ours.index)["cost_measured"].isna().all()
+
+
+def test_speed_ups_are_over_our_own_autoregressive_decoding(table):
+    plain = table.query("strategy == 'autoregressive' and library == 'foredraft'")
+    assert (plain[["speedup_median", "speedup_min", "speedup_max"]] == 1).all(axis=None)
+    assert (table["n"] == 3).all()
+
+
+def test_models_of_different_precision_are_not_compared(contest):
+    with pytest.raises(ValueError, match="load both in one"):
+        replace(contest, theirs=tiny(torch.bfloat16))
+
+
+def test_what_is_asked_is_our_fastest_plan_and_the_range_beside_transformers():
+    def row(library, name, reuse, length, rate):
+        drafts = {"strategy": "self-drafting", "library": library, "name": name, "reuse": reuse}
+        speed = {"tokens_per_second_median": rate, "speedup_median": rate / 10}
+        return {"model": "m", "sampler": "greedy", **drafts, "length": length, **speed}
+
+    rows = [
+        row("foredraft", "exit 2", True, 2, 12.0),
+        row("foredraft", "exit 2", True, 3, 9.0),
+        row("foredraft", "MLP 1", False, 3, 13.0),
+        row("transformers", "exit 2", False, 2, 4.0),
+        row("transformers", "exit 2", False, 3, 6.0),
+    ]
+    found = asked(pd.DataFrame(rows)).set_index("ratio")
+    assert found.loc["÷ autoregressive", ["of", "value"]].tolist() == ["MLP 1, length 3", 1.3]
+    worst, best = (found.loc[f"÷ early exit of transformers, {end}"] for end in ("min", "max"))
+    assert worst[["of", "value"]].tolist() == ["exit 2, length 3", 1.5]
+    assert best[["of", "value"]].tolist() == ["exit 2, length 2", 3.0]
