@@ -275,7 +275,7 @@ def bench(
     slug = BENCHMARKS.get(name, name)
     frame = _benchmarks()[_known(slug, device)]()
     asked = {"speculative_decoding": decoding.asked, "layer_skipping": self_drafting.asked}
-    _print(frame[_narrow(frame)])
+    _print(frame.filter(_narrow(frame)))
     if slug in asked:
         _output.print()
         _print(asked[slug](frame))
@@ -296,7 +296,7 @@ def _narrow(frame: "DataFrame") -> list[str]:
         for name in frame.columns
         if name != "plan"
         and not name.endswith("_ms")
-        and (len(frame) == 1 or frame[name].nunique(dropna=False) != 1)
+        and (len(frame) == 1 or len(set(map(str, frame[name]))) > 1)
     ]
 
 

@@ -63,7 +63,7 @@ def test_each_exit_meets_transformers_at_the_same_length(table):
 
 
 def test_a_plan_that_skips_nothing_is_always_right_and_costs_everything(table):
-    rows = table.loc[table["name"] == "nothing"]
+    rows = table.loc[(table["name"] == "nothing") & (table["library"] == "foredraft")]
     assert (rows["acceptance"] == 1).all()
     assert (rows["cost_bytes"] == 1).all()
 

@@ -242,10 +242,10 @@ def asked(table: pandas.DataFrame) -> pandas.DataFrame:
     ours ÷ theirs at the same number of drafted tokens, the least and the most of these ratios.
     """
     lines: list[dict[str, object]] = []
-    for (model, sampler), rows in table.groupby(["model", "sampler"], sort=False):
+    for _, rows in table.groupby(["model", "sampler"], sort=False):
         ours = rows.loc[(rows["library"] == "foredraft") & (rows["strategy"] == DRAFTING)]
         best = ours.loc[ours["speedup_median"].idxmax()]
-        where = {"model": model, "sampler": sampler}
+        where = {"model": best["model"], "sampler": best["sampler"]}
         about = f"{best['name']}, length {best['length']}"
         value = best["speedup_median"]
         lines.append({**where, "ratio": "÷ autoregressive", "of": about, "value": value})

@@ -519,16 +519,17 @@ def losses(subject: Subject) -> pd.DataFrame:
 def published(name: str) -> PretrainedConfig:
     """Give the configuration of a published model, from its dimensions alone."""
     architecture, sizes = PUBLISHED[name]
-    return architecture(
-        hidden_size=sizes["hidden"],
-        intermediate_size=sizes["mlp"],
-        num_hidden_layers=sizes["layers"],
-        num_attention_heads=sizes["heads"],
-        num_key_value_heads=sizes["kv"],
-        head_dim=sizes.get("head_dim", 256),
-        vocab_size=sizes.get("vocabulary", 256_000),
-        tie_word_embeddings=architecture is Gemma2Config,
-    )
+    fields: dict[str, Any] = {
+        "hidden_size": sizes["hidden"],
+        "intermediate_size": sizes["mlp"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
+        "num_key_value_heads": sizes["kv"],
+        "head_dim": sizes.get("head_dim", 256),
+        "vocab_size": sizes.get("vocabulary", 256_000),
+        "tie_word_embeddings": architecture is Gemma2Config,
+    }
+    return architecture(**fields)
 
 
 def shares(configs: Mapping[str, DecoderConfig | PretrainedConfig]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """The figures of article 03."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -93,11 +94,13 @@ def pairs(table: pd.DataFrame) -> Figure:
             part = figures.where(table, model=model, branches=size)
             dots = {"color": shade, "marker": marker, "s": 13, "linewidths": 0}
             left.scatter(part["product"], part["joint"], **dots)
-        groups = figures.where(table, model=model).groupby("branches")["gap"]
-        middle, low, high = groups.mean(), groups.min(), groups.max()
+        own = figures.where(table, model=model)
+        middle = _by(own, "branches", "gap")
+        low, high = (_by(own, "branches", "gap", end) for end in ("min", "max"))
+        error = [[middle[n] - low[n] for n in middle], [high[n] - middle[n] for n in middle]]
         dots = {"fmt": marker, "color": colour, "capsize": 2, "label": model}
         shift = 0.12 * (2 * models.index(model) - len(models) + 1)
-        right.errorbar(middle.index + shift, middle, [middle - low, high - middle], **dots)
+        right.errorbar([n + shift for n in middle], list(middle.values()), error, **dots)
     left.plot([0, 1], [0, 1], color=TARGET.colour, linewidth=0.8, linestyle=":")
     left.set(xlim=(0, 1), ylim=(0, 1), xlabel="product of the single β", ylabel="β of the set")
     for shade, size in zip(colours, sizes, strict=True):
@@ -108,7 +111,7 @@ def pairs(table: pd.DataFrame) -> Figure:
     right.set_xticks(sizes)
     right.legend(loc="upper left")
     few, most = sizes[0], sizes[-1]
-    ratios = np.exp(table.groupby("branches")["gap"].mean())
+    ratios = {n: np.exp(gap) for n, gap in _by(table, "branches", "gap").items()}
     figure.suptitle(
         f"β of a set is {ratios[few]:.2f} × the product of its members' for {few} branches, "
         f"{ratios[most]:.2f} × for {most}"
@@ -143,7 +146,7 @@ def plane(table: pd.DataFrame, lines: pd.DataFrame, timed: pd.DataFrame) -> Figu
     figure.axes[0].text(0.98, 0.04, "β < c: never pays", fontsize=6, ha="right")
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=6)
-    best = table.groupby("model")["gain"].max()
+    best = _by(table, "model", "gain", "max")
     told = ", ".join(f"{best[model]:.2f}× ({model})" for model in models)
     figure.suptitle(f"Best plan by β and bytes: {told}", fontsize=8)
     return figure
@@ -223,7 +226,7 @@ def stack(cosines: pd.DataFrame, threes: pd.DataFrame) -> Figure:
     right.set_xticks(range(len(kinds)), kinds)
     right.set(xlabel="three layers skipped", ylabel="log(joint β ÷ product)")
     right.grid(visible=False, axis="x")
-    means = np.exp(threes.groupby("kind")["gap"].mean())
+    means = {kind: np.exp(gap) for kind, gap in _by(threes, "kind", "gap").items()}
     figure.suptitle(
         f"Three layers off: β is {means['a run']:.2f} × the product of their own if they are a "
         f"run, {means['one origin']:.2f} × if copies of one"
@@ -241,7 +244,8 @@ def bytes_read(shares: pd.DataFrame, article: pd.DataFrame, got: float) -> Figur
     models = list(shares["model"].unique())[::-1]
     start = np.zeros(len(models))
     for part, (colour, hatch) in PARTS.items():
-        wide = figures.where(shares, part=part).set_index("model")["share"][models].to_numpy()
+        own = _by(figures.where(shares, part=part), "model", "share")
+        wide = np.array([own[model] for model in models])
         look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
         left.barh(models, wide, left=start, label=part, height=0.7, **look)
         if part == "head":
@@ -253,7 +257,7 @@ def bytes_read(shares: pd.DataFrame, article: pd.DataFrame, got: float) -> Figur
     left.xaxis.set_major_formatter(SHARE)
     left.grid(visible=False, axis="y")
     left.legend(loc="upper center", bbox_to_anchor=(0.42, 1.17), ncols=3, fontsize=6)
-    colours = sns.color_palette(figures.SEQUENTIAL, article["acceptance"].nunique() + 1)
+    colours = sns.color_palette(figures.SEQUENTIAL, len(set(article["acceptance"])) + 1)
     for (alpha, part), colour, marker in zip(
         article.groupby("acceptance"), colours, "osDv", strict=False
     ):
@@ -330,9 +334,9 @@ def vocabulary(table: pd.DataFrame) -> Figure:
     right.set_ylabel("predicted speed-up")
     right.yaxis.set_major_formatter(TIMES)
     left.legend(loc="lower right", fontsize=6)
-    ends = [table.groupby("vocabulary")[column].mean() for column in ("overlap", "cost")]
-    kept, cost = ends[0].iloc[-2] / ends[0].iloc[-1], ends[1].iloc[-1] - ends[1].iloc[-2]
-    size = sorted(set(table["vocabulary"]))[-2]
+    *_, size, whole = sorted(set(table["vocabulary"]))
+    beta, cost_of = (_by(table, "vocabulary", column) for column in ("overlap", "cost"))
+    kept, cost = beta[size] / beta[whole], cost_of[whole] - cost_of[size]
     figure.suptitle(f"A draft of {size:,} tokens keeps {kept:.1%} of β and spares {cost:.3f} of c")
     return figure
 
@@ -425,4 +429,10 @@ def _band(axes: Axes, rows: pd.DataFrame, look: Style, name: str) -> None:
 def _off(table: pd.DataFrame, betas: pd.DataFrame) -> float:
     first = figures.where(table, position=1).set_index(["model", "name"])["mean"]
     known = betas.set_index(["model", "name"])["overlap"].reindex(first.index)
-    return float((first - known).abs().median())
+    return float(np.median(np.abs(first.to_numpy() - known.to_numpy())))
+
+
+def _by(table: pd.DataFrame, key: str, column: str, what: str = "mean") -> dict[Any, float]:
+    """Summarise a column for each value of another, ascending."""
+    values = cast("pd.Series", table.groupby(key)[column].agg(what))
+    return {value: float(number) for value, number in values.items()}
