@@ -459,11 +459,11 @@ pd.DataFrame(
 #   cannot be compared.
 # * **Greedy drafts are a poor bargain when sampling.** They look like the safe choice. At temperature 1 they lose
 #   what q and p share beyond the favourite; see the table in section 4.
-# * **Acceptance need not fall with temperature.** Where both laws grow flat they overlap more again: look at the
-#   hottest point in section 4.
+# * **Heat costs sampled drafts little beyond a point.** Where both laws grow flat they overlap all the same: compare the
+#   two hottest points in section 4, and what becomes of greedy drafts there.
 # * **Looking back can beat a model.** Greedy text of small models repeats itself, so prompt lookup, which costs
-#   next to nothing, keeps up with the draft model in section 7; at temperature 1 it finds less to gain.
-# * **A gain for one row can be a loss for eight.** The last table of section 7 has both.
+#   next to nothing, is ahead of the draft model in section 7; at temperature 1 it finds next to nothing to gain.
+# * **A gain for one row shrinks for eight.** The last table of section 7 has both.
 # * **Block verification is free, and few libraries have it.** The longer the draft, the more it adds.
 # * **Rounding decides greedy ties.** "Lossless" for greedy decoding in bfloat16 means up to a tie; a test that
 #   compares texts there tests the arithmetic.

@@ -154,6 +154,22 @@ def test_a_benchmark_is_shown_or_recorded(foredraft, tmp_path, monkeypatch):
     assert "src/foredraft/bench.py" in kept.stamp.inputs
 
 
+def test_self_drafting_is_benched_by_name_with_the_ratios_asked_for(foredraft, monkeypatch):
+    def row(library, reuse, rate):
+        way = {"strategy": "self-drafting", "library": library, "name": "exit 2", "reuse": reuse}
+        speed = {"tokens_per_second_median": rate, "speedup_median": rate / 10}
+        return {"model": "m", "sampler": "greedy", **way, "length": 3, **speed, "n": 8}
+
+    rows = pd.DataFrame([row("foredraft", True, 12.0), row("transformers", False, 5.0)])
+    monkeypatch.setattr(cli, "_benchmarks", lambda: {("layer_skipping", "cpu"): lambda: rows})
+    code, out, _ = foredraft("bench", "decode", "--self")
+    assert code == 0
+    assert "n 8" in out
+    assert "÷ autoregressive" in out
+    assert "2.4" in out
+    assert foredraft("bench", "sampling", "--self")[0] == 2
+
+
 def test_sync_writes_what_is_missing_and_says_so(foredraft, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
     (tmp_path / "01_x.py").write_text("# %%\n1\n")

@@ -42,6 +42,9 @@ LOOKUP = "lookup"
 BENCHMARKS = {"decode": "speculative_decoding", "decode --self": "layer_skipping"}
 """What a benchmark is called, beside the article that draws it."""
 
+WHERE = ("new_tokens", "dtype", "device", "threads")
+"""Columns that say under what circumstances a benchmark ran."""
+
 MEASURED = {
     "sampling": ("foredraft.benchmarks.sampling",),
     "speculative_decoding": ("foredraft.benchmarks.decoding",),
@@ -276,6 +279,8 @@ def bench(
     frame = _benchmarks()[_known(slug, device)]()
     asked = {"speculative_decoding": decoding.asked, "layer_skipping": self_drafting.asked}
     _print(frame.filter(_narrow(frame)))
+    same = [name for name in ("n", *WHERE) if name in frame and len(set(frame[name])) == 1]
+    _output.print(", ".join(f"{name} {frame[name].iloc[0]}" for name in same))
     if slug in asked:
         _output.print()
         _print(asked[slug](frame))

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pandas
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import foredraft as fd
 from foredraft.bench import Comparison
@@ -21,25 +20,9 @@ from foredraft.benchmarks.decoding import (
     decoding_benchmark,
     memory_bandwidth,
 )
+from tests.benchmarks.conftest import tiny
 
 NEW_TOKENS = 12
-
-
-def tiny(seed: int, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).to(dtype).eval()
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +75,7 @@ def test_acceptance_is_known_of_our_own_arms_alone(table):
 
 def test_models_of_different_precision_are_not_compared(contest):
     with pytest.raises(ValueError, match="one dtype"):
-        replace(contest, theirs=tiny(0, torch.bfloat16))
+        replace(contest, theirs=tiny(dtype=torch.bfloat16))
 
 
 def test_a_batch_needs_as_many_prompts(contest):

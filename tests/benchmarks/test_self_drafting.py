@@ -5,29 +5,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import foredraft as fd
 from foredraft.benchmarks.self_drafting import Contest, asked, self_drafting_benchmark
+from tests.benchmarks.conftest import tiny
 
 N_LAYERS = 4
-
-
-def tiny(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=N_LAYERS,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return LlamaForCausalLM(config).to(dtype).eval()
 
 
 PLANS = {
@@ -39,7 +22,7 @@ PLANS = {
 
 @pytest.fixture(scope="module")
 def contest() -> Contest:
-    theirs = tiny()
+    theirs = tiny(n_layers=N_LAYERS)
     prompts = [[1 + i, 2, 3, 4 + i] for i in range(3)]
     ours = fd.Decoder.from_hf(theirs)
     return Contest("tiny", ours, theirs, prompts, PLANS, lengths=(1, 3), new_tokens=12)
@@ -70,7 +53,7 @@ def test_a_plan_that_skips_nothing_is_always_right_and_costs_everything(table):
 
 def test_both_costs_stand_beside_each_of_our_plans(table):
     ours = table.loc[(table["strategy"] == "self-drafting") & (table["library"] == "foredraft")]
-    config = tiny().config
+    config = tiny(n_layers=N_LAYERS).config
     for name, rows in ours.groupby("name"):
         assert (rows["cost_bytes"] == PLANS[name].cost(config)).all()
         assert (rows["cost_measured"] > 0).all()
@@ -86,7 +69,7 @@ def test_speed_ups_are_over_our_own_autoregressive_decoding(table):
 
 def test_models_of_different_precision_are_not_compared(contest):
     with pytest.raises(ValueError, match="load both in one"):
-        replace(contest, theirs=tiny(torch.bfloat16))
+        replace(contest, theirs=tiny(n_layers=N_LAYERS, dtype=torch.bfloat16))
 
 
 def test_what_is_asked_is_our_fastest_plan_and_the_range_beside_transformers():

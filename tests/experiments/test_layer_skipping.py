@@ -249,6 +249,22 @@ def test_the_clock_s_best_is_the_fastest_length_of_each_way(recorded):
     assert best["length"].tolist() == [2, 1, 4]
 
 
+def test_the_gain_of_reuse_pairs_settings_that_ran_both_ways():
+    def row(name, reuse, rate, library="foredraft"):
+        where = {"strategy": "self-drafting", "library": library, "model": "m", "sampler": "greedy"}
+        return {
+            **where,
+            "name": name,
+            "length": 2,
+            "reuse": reuse,
+            "tokens_per_second_median": rate,
+        }
+
+    rows = [row("exit 3", True, 12.0), row("exit 3", False, 10.0), row("one branch", False, 9.0)]
+    rows.append(row("exit 3", False, 5.0, "transformers"))
+    assert experiment.gain_by_reuse(pd.DataFrame(rows)).tolist() == [1.2]
+
+
 def test_a_measured_cost_is_ours_alone(recorded):
     table = experiment.measured_costs(recorded).set_index("model")
     assert table.loc["plain", "cost_measured"] == pytest.approx(0.6)

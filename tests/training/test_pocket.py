@@ -16,7 +16,7 @@ MEGABYTES = {
     "pocket-llama": 35,
     "pocket-gemma2": 35,
     "pocket-gemma2-layerskip": 35,
-    "pocket-llama-draft": 6,
+    "pocket-llama-draft": 5.6,  # 4 was planned; what the wider MLPs are worth stands in LOG.md
 }
 SHIPPED = pocket_models()
 TARGETS = [name for name in SHIPPED if not RECIPES[name].name.endswith("-draft")]
@@ -80,8 +80,8 @@ def test_long_contexts_do_not_collapse(name):
 
 def test_the_draft_is_clearly_worse_than_its_target_and_mostly_agrees_with_it():
     draft, target = card("pocket-llama-draft"), card("pocket-llama")
-    losses = [told["held_out_package"]["nats_per_token"] for told in (draft, target)]
-    assert losses[0] > losses[1] + 0.1
+    for text in ("held_out_package", "held_out_files"):
+        assert draft[text]["nats_per_token"] > target[text]["nats_per_token"] + 0.15
     overlaps = draft["overlap_with_teacher"]
     assert all(overlap >= 0.70 for texts in overlaps.values() for overlap in texts.values())
 

@@ -569,6 +569,19 @@ def on_the_clock(recorded: pd.DataFrame) -> pd.DataFrame:
     return recorded.loc[best].reset_index(drop=True)
 
 
+def gain_by_reuse(recorded: pd.DataFrame) -> pd.Series:
+    """Give tokens a second with an exit's layers reused ÷ without, for each setting recorded."""
+    ours = recorded.loc[
+        (recorded["strategy"] == "self-drafting") & (recorded["library"] == "foredraft")
+    ]
+    rates = ours.pivot_table(
+        index=["model", "sampler", "name", "length"],
+        columns="reuse",
+        values="tokens_per_second_median",
+    ).dropna()
+    return rates[True] / rates[False]
+
+
 def measured_costs(recorded: pd.DataFrame) -> pd.DataFrame:
     """Give c by bytes and by the clock of every plan that was timed: the medians over its rows."""
     ours = recorded.loc[

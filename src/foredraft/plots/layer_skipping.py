@@ -281,7 +281,7 @@ def positions(table: pd.DataFrame, betas: pd.DataFrame) -> Figure:
     `table`: model, name, position, mean, low, high. `betas`: model, name, overlap.
     """
     models = list(table["model"].unique())
-    figure = figures.panels(len(models), height=2.4)
+    figure = figures.panels(len(models), height=2.6)
     names = list(table["name"].unique())
     colours = sns.color_palette(figures.SEQUENTIAL, len(names) + 1)[:-1]
     for axes, model in zip(figure.axes, models, strict=True):
@@ -297,7 +297,8 @@ def positions(table: pd.DataFrame, betas: pd.DataFrame) -> Figure:
         axes.set(xlabel="position in the draft, k", ylim=(0, 1.02))
         axes.set_title(f"   {model}", loc="center")
     figure.axes[0].set_ylabel("accepted, if k − 1 are")
-    figure.axes[-1].legend(loc="lower left", fontsize=6, ncols=2)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=6)
     off = _off(table, betas)
     figure.suptitle(
         f"The first drafted token stands as often as β says, within {off:.2f} in the median"
