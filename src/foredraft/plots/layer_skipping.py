@@ -298,13 +298,12 @@ def positions(table: pd.DataFrame, betas: pd.DataFrame) -> Figure:
         axes.set_title(f"   {model}", loc="center")
     figure.axes[0].set_ylabel("accepted, if k − 1 are")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=6)
+    about = {"title": "hollow: β, no coin tossed; filled: drafts verified, 95 % intervals"}
+    look = {"ncols": len(labels), "fontsize": 6, "title_fontsize": 6}
+    figure.legend(handles, labels, loc="outside lower center", **about, **look)
     off = _off(table, betas)
     figure.suptitle(
         f"The first drafted token stands as often as β says, within {off:.2f} in the median"
-    )
-    figure.supxlabel(
-        "hollow: β, no coin tossed; filled: drafts verified, 95 % intervals", fontsize=6
     )
     return figure
 
