@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 import foredraft as fd
+from foredraft import sampling
 
 VOCAB = 61
 GREEDY = fd.Sampler(temperature=0.0)
@@ -167,11 +168,18 @@ def test_confidence_is_the_plain_softmax_s_probability_whatever_the_sampler(pair
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_logits_without_a_finite_value_raise_at_the_commit(pair):
+@pytest.mark.parametrize(
+    ("looks", "told"), [(True, "logits are NaN at"), (False, "round 0 gave logits with NaN")]
+)
+def test_logits_without_a_finite_value_raise_at_once_or_at_the_commit(
+    pair, looks, told, monkeypatch
+):
+    """At the commit where a look at values would wait for the device."""
     theirs, _ = pair
     broken = fd.Decoder.from_hf(theirs)
     broken.norm.weight = torch.nn.Parameter(torch.full_like(broken.norm.weight, torch.nan))
-    with pytest.raises(ValueError, match="NaN"):
+    monkeypatch.setattr(sampling, "_may_look", lambda tensor: looks)
+    with pytest.raises(ValueError, match=told):
         fd.generate(broken, [[1, 2]], sampler=fd.Sampler(), max_new_tokens=2)
 
 

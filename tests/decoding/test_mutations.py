@@ -17,6 +17,7 @@ from tests.decoding import test_law as law
 from tests.decoding import test_self_drafting as self_drafting
 from tests.decoding import test_speculation as speculation
 from tests.decoding import test_verify as unit
+from tests.proofs import BUG
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,8 @@ BUGS = [
         "bonus drawn from the last draft's position",
         verify,
         "residual",
-        "p = target_probs.take_along_dim(at, 1)",
-        "p = target_probs.take_along_dim(at.clamp(max=1), 1)",
+        "p = target_probs[rows, n_accepted]",
+        "p = target_probs[rows, n_accepted.clamp(max=1)]",
         enumeration(),
     ),
     Bug(
@@ -247,7 +248,7 @@ BUGS = [
         "block rule with the token rule's residual",
         verify,
         "residual",
-        "w = weights.gather(1, n_accepted[:, None]).to(p.dtype)",
+        "w = weights[rows, n_accepted, None].to(p.dtype)",
         "w = 1.0",
         enumeration(vocab=4, verification="block", draft_sampler=fd.Sampler(1.7)),
     ),
@@ -303,17 +304,17 @@ BUGS = [
     Bug(
         "tokens after the end of the text are kept",
         loop,
-        "_cut",
-        "tokens[: end + 1]",
-        "tokens",
+        "_kept",
+        "torch.minimum(before_end + 1, counts)",
+        "counts",
         ends,
     ),
     Bug(
         "the end of the text is overwritten",
         loop,
-        "_cut",
-        "tokens[: end + 1]",
-        "tokens[:end]",
+        "_kept",
+        "torch.minimum(before_end + 1, counts)",
+        "torch.minimum(before_end.clamp(min=1), counts)",
         ends,
     ),
     Bug(
@@ -446,7 +447,7 @@ def mutated(bug):
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
-def test_a_known_bug_is_caught(bug, monkeypatch, capsys):
+def test_a_known_bug_is_caught(bug, monkeypatch, record_property):
     caught = pytest.MonkeyPatch()
     caught.setattr(bug.home, bug.function, mutated(bug))
     try:
@@ -454,8 +455,7 @@ def test_a_known_bug_is_caught(bug, monkeypatch, capsys):
             bug.test(monkeypatch)
     finally:
         caught.undo()
-    with capsys.disabled():
-        print(f"\n{bug.name:55} caught by {bug.test.__name__}", end=" ")  # noqa: T201
+    record_property(BUG, f"{bug.name:57} caught by {bug.test.__name__}")
 
 
 @pytest.mark.parametrize(

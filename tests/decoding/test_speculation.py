@@ -130,18 +130,21 @@ def test_keys_and_values_after_each_round_are_those_of_a_fresh_prefill(
 
     monkeypatch.setattr(Reader, "__init__", remember)
     texts = [list(prompt) for prompt in PROMPTS]
-    compared = 0
+    compared = rejected = 0
 
     def compare(each):
-        nonlocal compared
+        nonlocal compared, rejected
         for row in each.rows:
             texts[row.row] += row.tokens
         for place, row in enumerate(each.rows):
             text = texts[row.row]
             assert readers[0].cache.lengths[place] == len(text) - 1
             for reader in readers:  # the target's, and the draft model's if there is one
+                if row.drafted:  # it has read what it drafted from, and need not do so again
+                    assert reader.cache.lengths[place] >= len(text) - len(row.tokens)
                 same_as_fresh(reader, place, text)
             compared += 1
+            rejected += row.accepted < row.drafted
 
     def same_as_fresh(reader, place, text):
         cache, valid = reader.cache, min(reader.cache.lengths[place], len(text) - 1)
@@ -164,6 +167,7 @@ def test_keys_and_values_after_each_round_are_those_of_a_fresh_prefill(
         on_round=compare,
     )
     assert compared > 40
+    assert rejected > 3
 
 
 def test_rows_of_a_batch_emit_what_each_would_alone(family):

@@ -15,6 +15,7 @@ from scipy.stats import chisquare
 
 import foredraft as fd
 from foredraft.decoding import verify
+from tests.proofs import CONTROL, PVALUE
 
 ROWS, LENGTH, DRAFTED, DRAFT_LAYERS, TOP_K = 600, 4, 2, 3, 6
 SAMPLER = fd.Sampler(temperature=1.0, top_k=TOP_K)
@@ -109,9 +110,11 @@ def generation(request) -> fd.Generation:
 
 
 @pytest.mark.parametrize("places", PLACES, ids=str)
-def test_sampled_continuations_follow_the_targets_law(generation, places):
+def test_sampled_continuations_follow_the_targets_law(generation, places, record_property):
     """χ² on 600 rows, cells expected five times or more; false-alarm probability 1e-6 each."""
-    assert pvalue(generation.tokens, places) > FALSE_ALARM
+    found = pvalue(generation.tokens, places)
+    record_property(PVALUE, found)
+    assert found > FALSE_ALARM
 
 
 def test_the_sample_has_tokens_of_every_kind_at_every_depth(generation):
@@ -122,7 +125,7 @@ def test_the_sample_has_tokens_of_every_kind_at_every_depth(generation):
 
 
 @pytest.mark.parametrize("verification", RULES)
-def test_a_residual_without_the_subtraction_is_caught(verification, monkeypatch):
+def test_a_residual_without_the_subtraction_is_caught(verification, monkeypatch, record_property):
     """As many rows and the same threshold, below which the right law falls once in a million.
 
     Not asked of the last token: it often comes from a round without a draft, which has no bias.
@@ -130,4 +133,6 @@ def test_a_residual_without_the_subtraction_is_caught(verification, monkeypatch)
     monkeypatch.setattr(verify, "residual", unsubtracted)
     tokens = sampled(verification).tokens
     for places in FIRST_DRAFTED:
-        assert pvalue(tokens, places) < FALSE_ALARM
+        found = pvalue(tokens, places)
+        record_property(CONTROL, found)
+        assert found < FALSE_ALARM

@@ -108,6 +108,7 @@ class _Batch:
         ends: frozenset[int],
     ) -> None:
         self.model, self.sampler, self.budget, self.ends = model, sampler, max_new_tokens, ends
+        self.end_ids = sent(sorted(ends), model.device)
         self.capacity = max(map(len, prompts)) + max_new_tokens
         self.text = Text(prompts, self.capacity, model.device)
         self.emitted: list[list[int]] = [[] for _ in prompts]
@@ -189,25 +190,23 @@ class _Batch:
         verdicts: Verdicts,
     ) -> tuple[RowRound, ...]:
         """Add what stands to the texts and bring it to the host: the round's only wait."""
-        n_accepted = verdicts.n_accepted[:, None]
+        n_accepted = verdicts.n_accepted
         tokens = torch.nn.functional.pad(draft.tokens, (0, 1))
-        tokens = tokens.scatter(1, n_accepted, verdicts.token[:, None])
-        self.text.append(tokens, verdicts.n_accepted + 1)
-        sure = confidence(logits, tokens).double()
-        numbers = torch.stack([verdicts.n_accepted, draft.lengths, _faults(draft, probs)], 1)
-        told = torch.cat([numbers.double(), tokens.double(), sure], 1).tolist()
+        tokens = tokens.scatter(1, n_accepted[:, None], verdicts.token[:, None])
+        self.text.append(tokens, n_accepted + 1)
+        n_kept = _kept(tokens, n_accepted + 1, self.end_ids)
+        rows = torch.arange(len(n_kept), device=n_kept.device)
+        sure = confidence(logits[rows, n_kept - 1], tokens[rows, n_kept - 1])
+        numbers = torch.stack([n_accepted, draft.lengths, _faults(draft, probs), n_kept], 1)
+        told = torch.cat([numbers.double(), sure.double()[:, None], tokens.double()], 1).tolist()
         self._refuse(index, int(told[0][2]))
-        n_drafted = draft.tokens.shape[1]
         outcome = []
-        for row, is_open, (accepted, drafted, _, *rest) in zip(self.rows, opens, told, strict=True):
-            new = [int(token) for token in rest[: int(accepted) + 1]]
-            kept = _cut(new, self.ends)
-            self.emitted[row] += kept
+        for row, is_open, line in zip(self.rows, opens, told, strict=True):
+            accepted, drafted, _, kept = map(int, line[:4])
+            new = [int(token) for token in line[5 : 5 + kept]]
+            self.emitted[row] += new
             kind = "bonus" if accepted == drafted else "recovered"
-            surest = rest[n_drafted + 1 :][len(kept) - 1]
-            outcome.append(
-                RowRound(row, int(drafted), int(accepted), tuple(kept), kind, is_open, surest)
-            )
+            outcome.append(RowRound(row, drafted, accepted, tuple(new), kind, is_open, line[4]))
         self.text.extend_lengths([int(line[0]) + 1 for line in told])
         self.reader.forget(self.text)
         if self.proposer is not None:
@@ -273,10 +272,13 @@ def _fitting(draft: Draft, limits: list[int], vocab: int, device: torch.device) 
     return Draft(draft.tokens, draft.probs, torch.minimum(draft.lengths, most).clamp(min=0))
 
 
-def _cut(tokens: list[int], ends: frozenset[int]) -> list[int]:
-    """Give the tokens up to the first that ends a text, that one included."""
-    end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[: end + 1]
+def _kept(
+    tokens: Int[Tensor, "batch new"], counts: Int[Tensor, " batch"], ends: Int[Tensor, " ends"]
+) -> Int[Tensor, " batch"]:
+    """Count each row's new tokens up to the first that ends a text, that one included."""
+    is_end = (tokens[..., None] == ends).any(-1)
+    before_end = is_end.cumsum(1).eq(0).sum(1)
+    return torch.minimum(before_end + 1, counts)
 
 
 def _checked(prompts: Prompts, model: Decoder, max_new_tokens: int) -> list[list[int]]:

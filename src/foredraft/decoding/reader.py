@@ -100,9 +100,13 @@ class Reader:
     def _tokens(
         self, text: Text, drafts: Int[Tensor, "batch drafted"] | None, width: int
     ) -> Int[Tensor, "batch width"]:
-        tokens = text.tokens
-        if drafts is not None and drafts.shape[1]:
-            everything = torch.full_like(text.ends, drafts.shape[1])
+        tokens, n_drafted = text.tokens, 0 if drafts is None else drafts.shape[1]
+        start, stop = self.cache.longest, self.cache.longest + width - n_drafted
+        if self.cache.shortest == start and min(text.lengths) == max(text.lengths):  # side by side
+            known = tokens[:, start:stop]
+            return known if drafts is None else torch.cat([known, drafts], 1)
+        if drafts is not None and n_drafted:
+            everything = torch.full_like(text.ends, n_drafted)
             tokens = text.followed_by(drafts, everything)
         places = self.cache.positions(width).clamp(max=tokens.shape[1] - 1)
         return tokens.gather(1, places).clamp(min=0)
@@ -116,4 +120,5 @@ def _tails(
         return hidden[:, missing[0] - 1 :]
     first = sent(missing, hidden.device)[:, None] - 1
     places = first + torch.arange(width, device=hidden.device)
-    return hidden.take_along_dim(places[..., None], 1)
+    rows = torch.arange(len(missing), device=hidden.device)[:, None]
+    return hidden[rows, places]

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 class RowRound:
     """One round of one row: how much was drafted and accepted, and the tokens that were emitted.
 
-    `kind` says where the last emitted token came from: "bonus" if every draft was accepted (always
+    `kind` says where the round's last token came from: "bonus" if every draft was accepted (always
     so in plain autoregressive decoding, which drafts none), "recovered" after a rejection.
-    `confidence` is the target's probability of that token under the plain softmax of its logits.
-    Where a text ends within a draft, `accepted` still counts the drafts behind the end: the
-    verifier kept them, and nobody will see them.
+    `confidence` is the target's probability of the last emitted token under the plain softmax of
+    its logits. Where a text ends within a draft, the emitted tokens end there, before the round's
+    last one; `accepted` still counts the drafts behind the end, which the verifier kept.
     """
 
     row: int

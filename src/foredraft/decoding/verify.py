@@ -126,10 +126,10 @@ def residual(
 
     Where rounding leaves no mass, p and q agree, and so do p and the residual.
     """
-    at = n_accepted[:, None, None]
-    p = target_probs.take_along_dim(at, 1).squeeze(1)
-    q = draft_probs.take_along_dim(at.clamp(max=draft_probs.shape[1] - 1), 1).squeeze(1)
-    w = weights.gather(1, n_accepted[:, None]).to(p.dtype)
+    rows = torch.arange(len(n_accepted), device=n_accepted.device)
+    p = target_probs[rows, n_accepted]
+    q = draft_probs[rows, n_accepted.clamp(max=draft_probs.shape[1] - 1)]
+    w = weights[rows, n_accepted, None].to(p.dtype)
     rejected = (n_accepted < lengths)[:, None]
     left = torch.where(rejected, (w * p - q).clamp(min=0), p)
     return torch.where(left.sum(-1, keepdim=True) > 0, left, p)

@@ -46,7 +46,7 @@ class Memory:
                     "allocate one cache row a sequence"
                 )
             self.positions = cache.positions(self.n_new)
-            self.rotation = cache.rotation[self.positions]
+            self.rotation = cache.rotation(self.positions)
             self._slots = cache.slots(self.positions)
         self._dtype = dtype
         self._masks: dict[int | None, Mask | None] = {}

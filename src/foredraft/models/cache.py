@@ -13,6 +13,7 @@ from typing import final
 import torch
 
 from foredraft.models.config import DecoderConfig
+from foredraft.models.rotary import Rotation
 from foredraft.types import Float, Int, Tensor
 
 
@@ -61,7 +62,8 @@ class KVCache:
         self.values = [torch.zeros(shape, **place) for _ in range(config.n_layers)]
         self._flatten()
         self.capacity = slots
-        self.rotation = config.rotation(torch.arange(slots, device=device), dtype)
+        self._places = torch.arange(slots, device=device)
+        self._rotation = config.rotation(self._places, dtype)
         self._row_starts = torch.arange(batch, device=device)[:, None] * slots
         self._set_lengths([0] * batch)
 
@@ -91,7 +93,7 @@ class KVCache:
             raise ValueError(
                 f"cannot keep rows {list(rows)}: name some of 0 to {self.batch - 1}, each once"
             )
-        index = sent(rows, self._lengths.device)
+        index = sent(rows, self._places.device)
         self.keys = [keys[index] for keys in self.keys]
         self.values = [values[index] for values in self.values]
         self._flatten()
@@ -105,7 +107,15 @@ class KVCache:
                 f"{n_new} more positions after {self.longest} exceed the cache's {self.capacity}: "
                 "allocate a larger one"
             )
-        return self._lengths[:, None] + torch.arange(n_new, device=self._lengths.device)
+        if self.shortest == self.longest:  # a view: nothing to compute, nothing to send
+            return self._places[self.longest : self.longest + n_new].expand(self.batch, -1)
+        return self._lengths[:, None] + self._places[:n_new]
+
+    def rotation(self, positions: Int[Tensor, "batch new"]) -> Rotation:
+        """Give the rotary embedding of `positions(n_new)`, the next ones of each row."""
+        if self.shortest == self.longest:
+            return self._rotation[self.longest : self.longest + positions.shape[1]]
+        return self._rotation[positions]
 
     def slots(self, positions: Int[Tensor, "batch new"]) -> Int[Tensor, " slots"]:
         """Say where these positions of the rows lie in storage, for `write`."""
@@ -141,9 +151,5 @@ class KVCache:
             raise ValueError(f"length {max(lengths)} exceeds the cache's capacity {self.capacity}")
         self.lengths = tuple(lengths)
         self.longest, self.shortest = max(lengths), min(lengths)
-        device = self.keys[0].device
-        if self.shortest == self.longest:
-            place = {"dtype": torch.int64, "device": device}
-            self._lengths = torch.full((len(self.lengths),), self.longest, **place)
-        else:
-            self._lengths = sent(self.lengths, device)
+        if self.shortest < self.longest:
+            self._lengths = sent(self.lengths, self._places.device)

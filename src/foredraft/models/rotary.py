@@ -70,8 +70,8 @@ class Rotation:
         cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
         return cls(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1))
 
-    def __getitem__(self, positions: Int[Tensor, "batch seq"]) -> "Rotation":
-        """Look up rows of a table over 0, 1, 2, …"""
+    def __getitem__(self, positions: Int[Tensor, "batch seq"] | slice) -> "Rotation":
+        """Look up rows of a table over 0, 1, 2, …; a slice of them serves every row alike."""
         return Rotation(self.cos[positions], self.sin[positions])
 
     def __call__(
