@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foredraft as fd
 from foredraft import paths
+from foredraft.files import digest
 from foredraft.models.loading import pocket_models
 from foredraft.training.pocket import rendered
 from foredraft.training.recipes import RECIPES
@@ -16,7 +17,8 @@ MEGABYTES = {
     "pocket-llama": 35,
     "pocket-gemma2": 35,
     "pocket-gemma2-layerskip": 35,
-    "pocket-llama-draft": 5.6,  # 4 was planned; what the wider MLPs are worth stands in LOG.md
+    "pocket-gemma2-shallow": 11,
+    "pocket-llama-draft": 4,
 }
 SHIPPED = pocket_models()
 TARGETS = [name for name in SHIPPED if not RECIPES[name].name.endswith("-draft")]
@@ -35,6 +37,14 @@ def test_the_card_is_the_recipe_s_and_the_page_is_the_card_s(name):
     assert told["tokens_seen"] >= recipe.tokens
     assert [stage["tokens"] for stage in told["stages"]] == [s.tokens for s in recipe.stages]
     assert (paths.model(name) / "README.md").read_text(encoding="utf-8") == rendered(told)
+
+
+@every_model
+def test_the_card_was_measured_on_these_weights(name):
+    told, teacher = card(name), RECIPES[name].teacher
+    assert told["weights"] == digest(paths.model(name) / "model.safetensors")
+    if teacher is not None:
+        assert told["teacher_weights"] == digest(paths.model(teacher) / "model.safetensors")
 
 
 @every_model
@@ -81,7 +91,7 @@ def test_long_contexts_do_not_collapse(name):
 def test_the_draft_is_clearly_worse_than_its_target_and_mostly_agrees_with_it():
     draft, target = card("pocket-llama-draft"), card("pocket-llama")
     for text in ("held_out_package", "held_out_files"):
-        assert draft[text]["nats_per_token"] > target[text]["nats_per_token"] + 0.15
+        assert draft[text]["nats_per_token"] > target[text]["nats_per_token"] + 0.1
     overlaps = draft["overlap_with_teacher"]
     assert all(overlap >= 0.70 for texts in overlaps.values() for overlap in texts.values())
 

@@ -17,10 +17,10 @@ from foredraft.training.checkpoint import Checkpoint, Progress
 from foredraft.training.corpus import Corpus, Split
 from foredraft.training.pretrain import (
     distillation_loss,
-    grown,
     initialised,
     learning_rate,
     pretrain,
+    reshaped,
     windows,
 )
 from foredraft.training.recipes import RECIPES, Recipe, Stage
@@ -102,7 +102,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(corpus, monkeypatch):
 
 def test_stacking_repeats_the_layers_in_order_and_keeps_the_rest():
     shallow = initialised(RECIPE, Stage(2, 16, 640))
-    deep = grown(shallow, RECIPE, Stage(6, 16, 640))
+    deep = reshaped(shallow, RECIPE, Stage(6, 16, 640))
     assert deep.config.n_layers == 6
     for layer in range(6):
         ours, theirs = deep.layers[layer].state_dict(), shallow.layers[layer % 2].state_dict()
@@ -113,7 +113,7 @@ def test_stacking_repeats_the_layers_in_order_and_keeps_the_rest():
 
 def test_wider_mlps_leave_the_function_as_it_was_and_learn_in_every_feature():
     narrow = initialised(RECIPE, Stage(2, 16, 640, intermediate_size=8))
-    wide = grown(narrow, RECIPE, Stage(2, 16, 640))
+    wide = reshaped(narrow, RECIPE, Stage(2, 16, 640))
     assert (narrow.config.intermediate_size, wide.config.intermediate_size) == (8, 24)
     tokens = torch.randint(512, (3, 20), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(wide(tokens), narrow(tokens), atol=1e-6, rtol=0)
@@ -123,8 +123,27 @@ def test_wider_mlps_leave_the_function_as_it_was_and_learn_in_every_feature():
         assert (down.abs().sum(0) > 0).all()
 
 
-def test_a_run_interrupted_where_it_widens_resumes_bit_for_bit(corpus):
-    narrow, wide = Stage(1, 16, 320, intermediate_size=8), Stage(2, 16, 320)
+def test_narrower_mlps_lose_the_features_that_weigh_least_and_no_others():
+    narrow = initialised(RECIPE, Stage(2, 16, 640))
+    wide = reshaped(narrow, RECIPE, Stage(2, 16, 640, intermediate_size=40))
+    added = slice(24, 40)
+    for layer in wide.layers:
+        layer.mlp.operation.down.weight.data[:, added] = 1e-9
+    # hidden where no feature's place tells what it weighs
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    for layer in wide.layers:
+        mlp = layer.mlp.operation
+        mlp.gate_up.weight.data = torch.cat([half[order] for half in mlp.gate_up.weight.chunk(2)])
+        mlp.down.weight.data = mlp.down.weight[:, order]
+    again = reshaped(wide, RECIPE, Stage(2, 16, 640))
+    assert again.config == narrow.config
+    tokens = torch.randint(512, (3, 20), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again(tokens), narrow(tokens), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("widths", [(8, 24), (40, 24)], ids=["wider", "narrower"])
+def test_a_run_interrupted_where_its_width_changes_resumes_bit_for_bit(corpus, widths):
+    narrow, wide = Stage(1, 16, 320, intermediate_size=widths[0]), Stage(2, 16, 320)
     recipe = replace(RECIPE, stages=(narrow, wide))
     whole, _ = pretrain(recipe, corpus, compile=False)
     Checkpoint(RECIPE.name).path.unlink()
@@ -142,7 +161,7 @@ def test_a_run_interrupted_where_it_widens_resumes_bit_for_bit(corpus):
 
 def test_a_depth_that_is_no_multiple_is_refused():
     with pytest.raises(ValueError, match="no multiple"):
-        grown(initialised(RECIPE, Stage(2, 16, 640)), RECIPE, Stage(3, 16, 640))
+        reshaped(initialised(RECIPE, Stage(2, 16, 640)), RECIPE, Stage(3, 16, 640))
 
 
 def test_the_learning_rate_falls_in_one_line_to_zero_and_warms_up_in_each_stage():

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from foredraft import paths
-from foredraft.files import write_text
+from foredraft.files import digest, write_text
 from foredraft.machine import this_machine
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load, write
@@ -60,6 +60,7 @@ def ship(recipe: Recipe, decoder: Decoder, progress: Progress, *, device: str = 
     shipped, _ = load(folder, dtype=torch.float32, device=device)
     card = {
         **_origin(recipe, shipped, progress, device),
+        **_digests(recipe),
         **_evaluated(recipe, shipped, load_corpus(tokenizer), device),
         **_early_exits(recipe, shipped, load_corpus(tokenizer), device),
         "curve": progress.curve,
@@ -87,7 +88,8 @@ def rendered(card: Mapping[str, Any]) -> str:
     """Write a card as the README of the model's folder."""
     package, files = card["held_out_package"], card["held_out_files"]
     stages = "\n".join(
-        f"| {s['n_layers']} | {s['sequence']} | {s['tokens']:,} | {s['teacher'] or 'the text'} |"
+        f"| {s['n_layers']} | {s['intermediate_size']} | {s['sequence']} | {s['tokens']:,} "
+        f"| {s['teacher'] or 'the text'} |"
         for s in card["stages"]
     )
     positions = "\n".join(
@@ -112,15 +114,15 @@ versions and digests stand in `data/corpus.json`. The text itself is not redistr
 | 5-gram model of the same corpus, on the package | | {card["five_gram_bits_per_byte"]} |
 {drafts}{exits}
 Trained on {card["tokens_seen"]:,} tokens in {card["seconds"]:,} s on {card["device"]}
-({card["threads"]} thread). {card["note"]}Loss by position in the held-out package
+(threads: {card["threads"]}). {card["note"]}Loss by position in the held-out package
 (nats/token; windows of {WINDOW}, then of {LONG_WINDOW}):
 
 | positions | loss |
 |---|---|
 {positions}
 
-| layers | sequence | tokens | learns from |
-|---|---|---|---|
+| layers | MLP | sequence | tokens | learns from |
+|---|---|---|---|---|
 {stages}
 
 It completes Python in the style of numerical libraries. It knows nothing else, and is meant for
@@ -129,8 +131,7 @@ measuring decoding, not for use.
 
 
 def _teacher(recipe: Recipe, device: str) -> Decoder | None:
-    names = {stage.teacher for stage in recipe.stages if stage.teacher}
-    return load(names.pop(), device=device)[0] if names else None
+    return load(recipe.teacher, device=device)[0] if recipe.teacher else None
 
 
 def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
@@ -151,6 +152,7 @@ def _origin(recipe: Recipe, decoder: Decoder, progress: Progress, device: str) -
                 "sequence": stage.sequence,
                 "tokens": stage.tokens,
                 "teacher": stage.teacher,
+                "intermediate_size": recipe.config(stage).intermediate_size,
             }
             for stage in recipe.stages
         ],
@@ -160,6 +162,19 @@ def _origin(recipe: Recipe, decoder: Decoder, progress: Progress, device: str) -
         "threads": torch.get_num_threads(),
         "note": "",
     }
+
+
+def _digests(recipe: Recipe) -> dict[str, str | None]:
+    """Say which weights a card was measured on, its teacher's included."""
+    teacher = recipe.teacher
+    return {
+        "weights": digest(_weights(recipe.name)),
+        "teacher_weights": digest(_weights(teacher)) if teacher else None,
+    }
+
+
+def _weights(name: str) -> Path:
+    return paths.model(name) / "model.safetensors"
 
 
 def _evaluated(recipe: Recipe, decoder: Decoder, corpus: Corpus, device: str) -> dict[str, Any]:

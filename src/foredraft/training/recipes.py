@@ -19,9 +19,10 @@ MAX_POSITIONS = 4096
 class Stage:
     """A stretch of training at one shape and sequence length, on this many tokens.
 
-    With an `intermediate_size`, the MLPs have that width until the next stage widens them. With a
-    teacher (the name of a pocket model), the student learns the teacher's distribution over
-    the next token instead of the token that the text has.
+    With an `intermediate_size`, the MLPs have that width in this stage instead of the recipe's:
+    they grow, or are pruned, on the way from one stage to the next. With a teacher (the name of a
+    pocket model), the student learns the teacher's distribution over the next token instead of the
+    token that the text has.
     """
 
     n_layers: int
@@ -64,6 +65,11 @@ class Recipe:
     def tokens(self) -> int:
         """Tokens over all stages."""
         return sum(stage.tokens for stage in self.stages)
+
+    @property
+    def teacher(self) -> str | None:
+        """The pocket model that some stage learns from; None if all learn from the text."""
+        return next((stage.teacher for stage in self.stages if stage.teacher), None)
 
     def config(self, stage: Stage | None = None) -> PretrainedConfig:
         """Describe the model of a stage, by default the last, in transformers' terms."""
@@ -128,6 +134,15 @@ POCKET_GEMMA2 = Recipe(
     peak_learning_rate=2e-3,
 )
 
+POCKET_GEMMA2_SHALLOW = replace(
+    POCKET_GEMMA2,
+    name="pocket-gemma2-shallow",
+    stages=(
+        Stage(n_layers=3, sequence=256, tokens=9_000_000),
+        Stage(n_layers=3, sequence=1024, tokens=2_000_000),
+    ),
+)
+
 POCKET_GEMMA2_LAYERSKIP = replace(
     POCKET_GEMMA2,
     name="pocket-gemma2-layerskip",
@@ -146,7 +161,7 @@ POCKET_LLAMA_DRAFT = Recipe(
     architecture=LlamaConfig,
     sizes={
         "hidden_size": 192,
-        "intermediate_size": 1536,
+        "intermediate_size": 848,
         "num_attention_heads": 6,
         "num_key_value_heads": 3,
         "head_dim": 32,
@@ -156,7 +171,9 @@ POCKET_LLAMA_DRAFT = Recipe(
         Stage(2, 256, 20_000_000, intermediate_size=768),
         Stage(2, 256, 4_000_000, teacher="pocket-llama", intermediate_size=768),
         Stage(2, 1024, 1_000_000, teacher="pocket-llama", intermediate_size=768),
-        Stage(2, 256, 5_000_000, teacher="pocket-llama"),
+        Stage(2, 256, 5_000_000, teacher="pocket-llama", intermediate_size=1536),
+        Stage(2, 1024, 3_500_000, teacher="pocket-llama", intermediate_size=1536),
+        Stage(2, 256, 3_000_000, teacher="pocket-llama"),
         Stage(2, 1024, 3_500_000, teacher="pocket-llama"),
     ),
     peak_learning_rate=4e-3,
@@ -164,5 +181,11 @@ POCKET_LLAMA_DRAFT = Recipe(
 
 RECIPES = {
     recipe.name: recipe
-    for recipe in (POCKET_LLAMA, POCKET_LLAMA_DRAFT, POCKET_GEMMA2, POCKET_GEMMA2_LAYERSKIP)
+    for recipe in (
+        POCKET_LLAMA,
+        POCKET_LLAMA_DRAFT,
+        POCKET_GEMMA2,
+        POCKET_GEMMA2_SHALLOW,
+        POCKET_GEMMA2_LAYERSKIP,
+    )
 }
