@@ -203,11 +203,13 @@ assert (greedy_texts.query("dtype == 'float32'")["position"] < 0).all()
 parted = greedy_texts.query("position >= 0")
 display(parted[["dtype", "kind", "position", "tokens", "margin"]].round(2))
 among = greedy_texts.query("dtype == 'bfloat16'")
-lead = f", with a lead of at most **{parted['margin'].max():.1f}** units in the last place"
+parted_there = among.query("position >= 0")
+lead = f", where the target's favourite led by at most **{parted['margin'].max():.1f}** units in the last place"
 display(
     Markdown(
-        f"In bfloat16 **{len(parted)} of {len(among)}** greedy texts part{lead if len(parted) else ''}; "
-        f"{'in float32 none' if params.dtype == 'float32' else 'float32 was not asked for'}. Such a place is a coin toss of the arithmetic, not an error of the method."
+        f"In bfloat16 **{len(parted_there)} of {len(among)}** greedy texts part{lead if len(parted) else ''}; "
+        f"{'in float32 none' if params.dtype == 'float32' else 'float32 was not asked for'}. A lead of a unit or two is "
+        f"what another order of summation can turn over; a larger one would be an error to look for."
     )
 )
 
@@ -273,8 +275,9 @@ figure = draw.acceptance(position, kinds, heat)
 figures.save(figure, "speculative_decoding", "acceptance", made_from)
 
 # %% [markdown]
-# Accepted ÷ drafted lies below the mean of β because it counts drafts that stand behind a rejected one and
-# were never judged on their merits; α by position does not. It is the latter that the formulas want.
+# Accepted ÷ drafted counts drafts that stand behind a rejected one and were never judged on their merits; α by
+# position does not, and it is the latter that the formulas want. Even α at the first position is not the mean of β
+# along the text: rounds start where the last one ended, and that is often a place where a draft fell.
 #
 # And α is no constant: it is an average of β, which lies anywhere between 0 and 1.
 
@@ -306,8 +309,8 @@ off_one, off_all = (
 display(
     Markdown(
         f"At worst, one α for all positions is off by **{off_one:.1%}** and α by position by "
-        f"**{off_all:.1%}**. The latter is not nought: rounds of short drafts start at other places than "
-        f"rounds of long ones."
+        f"**{off_all:.1%}**. Neither is nought: each length was drawn anew, so that the texts differ as well as "
+        f"the places at which rounds start."
     )
 )
 
@@ -372,7 +375,8 @@ forgone = (compared["best"] / compared["fixed"]).mean() - 1
 unknown = (compared["oracle"] / compared["best"]).mean() - 1
 display(
     Markdown(
-        f"γ = {compared['fixed_length'][0]} instead of the best length forgoes **{forgone:.1%}** on average; to know "
+        f"γ = {compared['fixed_length'][0]} instead of the length that turned out best for each kind forgoes "
+        f"**{forgone:.1%}** on average (of a few texts a kind, and never below nought); to know "
         f"each round's own best length would add another **{unknown:.1%}**. More is to be won by "
         f"{'telling rounds apart' if unknown > forgone else 'choosing one length well'}."
     )
@@ -402,9 +406,10 @@ display(fastest[[*columns, "speedup_median", "acceptance", "roofline"]].round(2)
 figures.save(draw.beside(fastest, where), "speculative_decoding", "beside", made_from)
 
 # %% [markdown]
-# Does the theory foretell the clock? α by position and four measured costs (target step, draft step, target
-# pass over the draft, everything else) go in; nothing is fitted. The prompt's own pass, which no draft
-# shortens, is left out on both sides.
+# Does the theory foretell the clock? α by position and the costs of a draft step, of a target pass over the draft and of
+# judging it go in, each timed by itself, in a loop; what a round takes beside its pass is told from plain
+# decoding's own rounds. No number is chosen to fit, but α and the plain rounds come from the same generations, so that this is a
+# check that the sum is complete, not a forecast for another machine. The prompt's own pass, which no draft shortens, is left out on both sides.
 
 # %%
 drafted = arms[(arms.library == "foredraft") & (arms.strategy == "draft model") & (arms.batch == 1)]
@@ -418,8 +423,8 @@ display(
 figures.save(draw.predicted(drafted, where), "speculative_decoding", "predicted", made_from)
 
 # %% [markdown]
-# Batches change the sum. With more rows a target pass is busy computing and no longer waits for weights, so that the
-# extra positions of a draft are not free any more.
+# Batches change the sum. With more rows a target pass has more to compute for each weight that it reads, so that the
+# extra positions of a draft are not nearly free any more.
 
 # %%
 ours = experiment.fastest_arms(arms, library="foredraft", batch=None)

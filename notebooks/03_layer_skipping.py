@@ -31,6 +31,7 @@
 profile = None  # "pocket", "smoke"; None: what params.yaml says
 models = None  # trained plainly; the last is compared with the next
 layer_skip_model = None  # trained by LayerSkip's recipe
+control_model = None  # fewer layers of the last one's shape, trained by themselves
 temperature = None
 length = None  # γ, of the drafts that are verified
 n_prompts = None
@@ -60,6 +61,7 @@ overrides = {
     "profile": profile,
     "models": models,
     "layer_skip_model": layer_skip_model,
+    "control_model": control_model,
     "temperature": temperature,
     "length": length,
     "n_prompts": n_prompts,
@@ -79,7 +81,7 @@ made_from = stamp(
     [
         paths.notebook("layer_skipping"),
         paths.prompts("pocket"),
-        *(file for name in names for file in paths.weights(name)),
+        *(file for name in (*names, params.control_model) for file in paths.weights(name)),
         *paths.recordings("layer_skipping"),
     ],
 )
@@ -293,17 +295,22 @@ timed.drop(columns="plan").round(3)
 #
 # At equal cost: the last layers off, or as many spread evenly. Then the same for a model that went on training by
 # LayerSkip's recipe: layers dropped at random, later ones more often, and a loss at early exits, all of
-# which share one head.
+# which share one head. The star is a control: a model of as few layers that was trained by itself (section 8).
 
 # %%
+base, trained = params.models[-1], params.layer_skip_model
+shallow, _ = fd.load(params.control_model, dtype=subjects[base].decoder.dtype)
+alone_steps = [
+    experiment.trained_alone(subjects[name], shallow, params) for name in (base, trained)
+]
+control = experiment.judged(pd.concat(alone_steps))
 halfway = families[families.family.isin(["early exit", "spread out"])]
-figure = draw.exits(halfway, params.models, params.layer_skip_model)
+figure = draw.exits(pd.concat([halfway, control]), params.models, params.layer_skip_model)
 figures.save(figure, "layer_skipping", "exits", made_from)
 
 # %%
 loss = pd.concat([experiment.losses(each) for each in subjects.values()])
 loss_table = ratios(loss, ["model"], "loss", "tokens").set_index("model")
-base, trained = params.models[-1], params.layer_skip_model
 middle = halfway[halfway.name == f"exit {n_layers // 2}"].set_index("model")
 paid = loss_table.loc[trained, "mean"] - loss_table.loc[base, "mean"]
 won = middle.loc[trained, "overlap"] - middle.loc[base, "overlap"]
@@ -385,11 +392,44 @@ display(
         f"Layers that began as copies still have a cosine of **{alike[True]:.2f}**, others {alike[False]:.2f}. A "
         f"run of three keeps **{np.exp(mean_gap['a run'] - mean_gap['one origin']):.2f} times** as much of its "
         f"product as three copies of one layer do. So a good part of what our targets forgive is their making, "
-        f"and their acceptances are no forecast for a published model. How much exactly, only a twin "
-        f"trained at twelve layers from the start could say, and we have none."
+        f"and their acceptances are no forecast for a published model."
     )
 )
 by_kind.groupby(["model", "kind"])[["joint", "gap"]].mean().round(3)
+
+# %% [markdown]
+# How much, then? Train the layers that a plan keeps *alone*: a model of three layers, of the target's shape, on as many
+# tokens and by the same schedule. It shares nothing with the target but the text, and the beginning: up to the first
+# stacking the target was this very model. What it and the target agree on takes no shared weights and no
+# twelve layers. Against it the best that skipping can do for as few bytes:
+
+# %%
+alone = control.set_index("model")
+budget = alone.loc[base, "cost"] + 1e-9
+kept = plans[(plans.model == base) & (plans.cost <= budget)]
+rows = {
+    "trained alone": alone.loc[[base]],
+    "early exit": early[(early.model == base) & (early.layers == shallow.config.n_layers)],
+    "best plan for as few bytes": kept.nlargest(1, "overlap"),
+    "early exit, trained for": halfway[
+        (halfway.model == trained) & (halfway.name == f"exit {shallow.config.n_layers}")
+    ],
+}
+few_layers = pd.concat(
+    {name: row[["overlap", "gain"]].iloc[0] for name, row in rows.items()}, axis=1
+).T
+display(
+    Markdown(
+        f"Trained alone, {shallow.config.n_layers} layers have β = "
+        f"**{few_layers.loc['trained alone', 'overlap']:.2f}** with a target of {n_layers}; the best plan that keeps "
+        f"as little has **{few_layers.loc['best plan for as few bytes', 'overlap']:.2f}**. So much agreement comes "
+        f"from having learnt the same text, and a plan that keeps more bytes and reaches no more than that owes "
+        f"nothing to the weights it shares: of {base}'s plans {(plans[plans.model == base].overlap > alone.loc[base, 'overlap']).mean():.0%} "
+        f"reach more. A separate draft model costs memory and training; for as many bytes it drafts better, until "
+        f"the target is trained for its exits."
+    )
+)
+few_layers.round(3)
 
 # %% [markdown]
 # ## 9 · Bytes of published models, and the clock

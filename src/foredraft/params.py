@@ -78,6 +78,7 @@ class LayerSkipping(Section):
 
     models: tuple[str, ...]
     layer_skip_model: str
+    control_model: str
     temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     length: Count
     kinds: tuple[str, ...]

@@ -36,6 +36,11 @@ class Claim:
     spread: float | int | None = None
 
 
+def notch(iqr: float, n: int) -> float:
+    """Give half the width of a 95 % interval of a median (McGill et al. 1978, 10.2307/2683468)."""
+    return 1.57 * iqr / n**0.5
+
+
 @dataclass(frozen=True, slots=True)
 class Findings:
     """The claims and the flat values of one article."""
@@ -161,7 +166,8 @@ _PAGE_HEAD = """# Results
 
 Written by `foredraft results` from `data/results/`, not by hand. The second column is what the
 article reports, a dash where it reports nothing. ± is half the width of a 95 % interval over n
-measurements; a value without it is exact for the given parameters. `file#key` cites a value.
+measurements (98 % for a median of seven ratios); a value without it is exact for the given
+parameters. `file#key` cites a value.
 
 | claim | article | ours | n | command | value |
 |---|---|---|---|---|---|"""

@@ -1,6 +1,7 @@
 """Article 03's measures mean what their names say."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -101,6 +102,21 @@ def test_an_early_exit_has_the_same_law_behind_its_own_keys_and_values(subject, 
     assert experiment.read_alone(subject, exit_at_1, chosen) == pytest.approx(beta, abs=1e-6)
     other = table.set_index("name").loc["first off", "overlap"]
     assert experiment.read_alone(subject, PLANS["first off"], chosen) != pytest.approx(other)
+
+
+def test_the_first_layers_as_a_model_of_their_own_are_judged_as_the_exit_after_them(
+    subject, chosen
+):
+    shallow = copy.deepcopy(subject.decoder)
+    shallow.layers = shallow.layers[:1]
+    shallow.config = replace(shallow.config, n_layers=1, windows=shallow.config.windows[:1])
+    alone = experiment.trained_alone(subject, shallow, chosen)
+    table = experiment.first_steps(subject, CANDIDATES, chosen)
+    kept = table[table.name == "exit 1"]
+    for measure in ("overlap", "agreement", "divergence", "cost"):
+        assert alone[measure].tolist() == pytest.approx(kept[measure].tolist(), abs=1e-6)
+    other = experiment.trained_alone(subject, subject.decoder, chosen)
+    assert other["overlap"].tolist() == pytest.approx([1.0] * len(PROMPTS), abs=1e-6)
 
 
 def test_a_whole_vocabulary_is_no_trimming_and_a_smaller_one_costs_less(subject, chosen):

@@ -21,7 +21,7 @@ from foredraft.decoding import theory
 from foredraft.decoding.exit import FixedLength
 from foredraft.decoding.loop import generate
 from foredraft.decoding.self_draft import SelfDrafter
-from foredraft.experiments.speculative_decoding import NOTCH, acceptance, by_position, ratios
+from foredraft.experiments.speculative_decoding import acceptance, by_position, ratios
 from foredraft.models.cache import KVCache
 from foredraft.models.config import DecoderConfig
 from foredraft.models.decoder import Decoder
@@ -29,7 +29,7 @@ from foredraft.models.loading import load
 from foredraft.models.skip import Parts, SkipPlan
 from foredraft.params import LayerSkipping
 from foredraft.prompts import code_prompts
-from foredraft.results import Claim
+from foredraft.results import Claim, notch
 from foredraft.sampling import Sampler
 from foredraft.types import Float, Int, Tensor
 
@@ -442,10 +442,30 @@ def read_alone(subject: Subject, plan: SkipPlan, params: LayerSkipping) -> float
     That is what one teacher-forced pass measures, and what a draft without the target's keys and
     values would have.
     """
-    hidden = subject.decoder.hidden(subject.texts, skip=plan)
-    logits = subject.decoder.logits(hidden.take_along_dim(subject.places[..., None], 1))
-    q = _log_law(logits, params.temperature).exp()
-    return float(theory.overlap(subject.log_p.exp(), q).mean())
+    log_q = _laws_alone(subject, subject.decoder, params, plan)
+    return float(theory.overlap(subject.log_p.exp(), log_q.exp()).mean())
+
+
+@torch.inference_mode()
+def trained_alone(subject: Subject, shallow: Decoder, params: LayerSkipping) -> pd.DataFrame:
+    """Judge a model of fewer layers that had its training to itself; lines as of `first_steps`.
+
+    Its plan is that of an exit after as many layers, which reads as many bytes.
+    """
+    compared_laws = compared(subject.log_p, _laws_alone(subject, shallow, params))
+    means = {name: value.mean(-1).tolist() for name, value in compared_laws.items()}
+    n_layers = shallow.config.n_layers
+    plan = SkipPlan.early_exit(n_layers, subject.decoder.config.n_layers)
+    return _lines(subject, Candidate("trained alone", f"{n_layers} layers alone", plan), means)
+
+
+def _laws_alone(
+    subject: Subject, draft: Decoder, params: LayerSkipping, plan: SkipPlan | None = None
+) -> Float[Tensor, "row place vocab"]:
+    """Give the law of a draft that reads the texts by itself."""
+    hidden = draft.hidden(subject.texts, skip=plan)
+    logits = draft.logits(hidden.take_along_dim(subject.places[..., None], 1))
+    return _log_law(logits, params.temperature)
 
 
 def drafting(
@@ -624,6 +644,6 @@ def findings(
         row = rows.loc[rows["speedup_median"].idxmax()]
         values[name] = {key: float(row[f"speedup_{key}"]) for key in ("median", "min", "max")}
         values[name] |= {"plan": row["name"], "model": row["model"]}
-        spread = float(NOTCH * row["speedup_iqr"] / row["n"] ** 0.5)
-        claims.append(Claim(name, text, f"{name}.median", n=int(row["n"]), spread=spread))
+        n, spread = int(row["n"]), notch(float(row["speedup_iqr"]), int(row["n"]))
+        claims.append(Claim(name, text, f"{name}.median", n=n, spread=spread))
     return values, claims

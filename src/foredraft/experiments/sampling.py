@@ -13,12 +13,13 @@ from typing import Any
 
 import pandas as pd
 import torch
+from scipy import stats
 from transformers import PreTrainedTokenizerBase
 
 from foredraft.decoding.loop import Generation, generate
 from foredraft.models.decoder import Decoder
 from foredraft.params import Sampling
-from foredraft.results import Claim
+from foredraft.results import Claim, notch
 from foredraft.sampling import Sampler
 from foredraft.training.corpus import HELD_OUT_PACKAGE, documents
 from foredraft.types import Float, Int, Logits, Probs, Tensor
@@ -45,25 +46,15 @@ NUCLEUS = 0.9
 TIMED = {"top_k_top_p": "temperature, top-k, top-p", "top_p": "temperature, top-p"}
 
 CLAIMS = {
-    "entropy.median": (
-        "Median entropy of the plain softmax on held-out code (nats)",
-        "position",
-    ),
-    "kept_by_nucleus.median": (
-        f"Median number of tokens, of 4,096, that top-p {NUCLEUS} keeps there",
-        "position",
-    ),
-    "penalty.weakest.repeated": (
-        "Share of repeated 4-grams, greedy, weakest repetition penalty",
-        "prompt",
-    ),
-    "penalty.strongest.repeated": ("The same, strongest repetition penalty", "prompt"),
+    "entropy.median": "Median entropy of the plain softmax on held-out code (nats)",
+    "kept_by_nucleus.median": f"Median number of tokens that top-p {NUCLEUS} keeps there",
+    "penalty.weakest.repeated": "Share of repeated 4-grams, greedy, weakest repetition penalty",
+    "penalty.strongest.repeated": "The same, strongest repetition penalty",
     "speedup.top_k_top_p.median": (
         "Times faster than transformers' processors at vocabulary 256,000: temperature, top-k, "
-        "top-p (recorded; median of paired ratios)",
-        "timing",
+        "top-p (recorded; median of paired ratios)"
     ),
-    "speedup.top_p.median": ("The same for temperature and top-p", "timing"),
+    "speedup.top_p.median": "The same for temperature and top-p",
 }
 
 EVERY = 10
@@ -230,8 +221,6 @@ def chi_square(
     sampler: Sampler, logits: Float[Tensor, " vocab"], *, draws: int, generator: torch.Generator
 ) -> float:
     """Give the p-value of Pearson's χ² test that draws follow the sampler's own law."""
-    from scipy.stats import chisquare
-
     probs = sampler.probs(logits)
     tokens = sampler.draw(probs.expand(draws, -1), generator=generator)
     counts = torch.bincount(tokens, minlength=len(probs)).double()
@@ -239,7 +228,7 @@ def chi_square(
     expected = probs[possible].double() / probs[possible].double().sum() * draws
     if counts[~possible].any():
         return 0.0
-    return float(chisquare(counts[possible].numpy(), expected.numpy()).pvalue)
+    return float(stats.chisquare(counts[possible].numpy(), expected.numpy()).pvalue)
 
 
 def findings(table: pd.DataFrame, costs: pd.DataFrame) -> tuple[dict[str, Any], list[Claim]]:
@@ -266,11 +255,32 @@ def findings(table: pd.DataFrame, costs: pd.DataFrame) -> tuple[dict[str, Any], 
         "penalty": loops,
         "speedup": {key: _ratio(row) for key, row in timed.items()},
     }
-    weakest = _only(table, part="penalty", repetition_penalty=penalties.min(), measure="repeated")
-    n_timings = int(timed["top_p"]["n"])
-    counts = {"position": int(plain["n"]), "prompt": int(weakest["n"]), "timing": n_timings}
-    claims = [Claim(key, text, key, n=counts[kind]) for key, (text, kind) in CLAIMS.items()]
+    weakest, strongest = (
+        _only(table, part="penalty", repetition_penalty=penalty, measure="repeated")
+        for penalty in (penalties.min(), penalties.max())
+    )
+    spreads = {
+        "entropy.median": _spread_of_median(plain),
+        "kept_by_nucleus.median": _spread_of_median(nucleus),
+        "penalty.weakest.repeated": (int(weakest["n"]), float(weakest["half_width"])),
+        "penalty.strongest.repeated": (int(strongest["n"]), float(strongest["half_width"])),
+        "speedup.top_k_top_p.median": _spread_of_ratio(timed["top_k_top_p"]),
+        "speedup.top_p.median": _spread_of_ratio(timed["top_p"]),
+    }
+    claims = [
+        Claim(key, text, key, n=spreads[key][0], spread=spreads[key][1])
+        for key, text in CLAIMS.items()
+    ]
     return values, claims
+
+
+def _spread_of_median(row: dict[str, Any]) -> tuple[int, float]:
+    return int(row["n"]), notch(float(row["high"] - row["low"]), int(row["n"]))
+
+
+def _spread_of_ratio(row: dict[str, Any]) -> tuple[int, float]:
+    """Least and greatest of n enclose the median with a chance of 1 − 2^(1−n): 98 % for seven."""
+    return int(row["n"]), float(row["ratio_max"] - row["ratio_min"]) / 2
 
 
 def _only(table: pd.DataFrame, **where: object) -> dict[str, Any]:
@@ -298,5 +308,9 @@ def _row(
 ) -> dict[str, object]:
     series = torch.as_tensor(values).double()
     low, median, high = series.quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
-    quartiles = {"mean": series.mean().item(), "median": median, "low": low, "high": high}
-    return {"part": part, **asdict(sampler), "measure": measure, **quartiles, "n": len(series)}
+    middle = {"mean": series.mean().item(), "median": median, "low": low, "high": high}
+    n = len(series)
+    # of the mean, by Student's t
+    half_width = stats.t.ppf(0.975, n - 1) * series.std().item() / n**0.5 if n > 1 else math.nan
+    about = {"part": part, **asdict(sampler), "measure": measure}
+    return {**about, **middle, "half_width": float(half_width), "n": n}

@@ -24,7 +24,7 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load, require_same_tokens
 from foredraft.params import SpeculativeDecoding
 from foredraft.prompts import code_prompts
-from foredraft.results import Claim
+from foredraft.results import Claim, notch
 from foredraft.sampling import Sampler
 from foredraft.types import Float, Int, Tensor
 
@@ -45,9 +45,6 @@ RECORDED_PAIR = ("pocket-llama", "pocket-llama-draft")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-NOTCH = 1.57
-"""Half a 95 % interval of a median is this times the interquartile range ÷ √n (McGill et al.)."""
-
 CLAIMS = {
     "acceptance": "Acceptance rate at the parameters' temperature and draft length",
     "tokens_per_pass": "Tokens for each target pass over a full draft, the same setting",
@@ -57,12 +54,20 @@ CLAIMS = {
 }
 
 TIMED = {
-    "speedup_greedy": ("greedy", "foredraft", "Speed-up with the draft model, greedy (recorded)"),
-    "speedup_sampled": ("temperature 1", "foredraft", "The same at temperature 1 (recorded)"),
+    "speedup_greedy": (
+        "greedy",
+        "foredraft",
+        "Speed-up with the pocket draft model, greedy: the fastest way (recorded)",
+    ),
+    "speedup_sampled": (
+        "temperature 1",
+        "foredraft",
+        "The same at temperature 1: the fastest way (recorded)",
+    ),
     "transformers_greedy": (
         "greedy",
         "transformers",
-        "The same of transformers' assisted generation, greedy (recorded)",
+        "The same of transformers' assisted generation, greedy: the fastest way (recorded)",
     ),
 }
 """Over our own autoregressive decoding: the fastest rule and draft length, batch 1."""
@@ -514,9 +519,9 @@ def oracle_speedup(rounds: pd.DataFrame, costs: theory.Costs) -> float:
     """Give the speed-up of drafting in each round just what was accepted in it.
 
     Without a draft it is a plain round; between two lengths of the costs verification is
-    interpolated.
+    interpolated, and beyond the longest of them nothing is drafted.
     """
-    accepted = rounds["accepted"].to_numpy()
+    accepted = rounds["accepted"].clip(upper=max(costs.verify)).to_numpy()
     known = [0, *sorted(costs.verify)]
     passes = np.interp(accepted, known, [costs.target, *(costs.verify[k] for k in known[1:])])
     spent = accepted * costs.draft + passes + np.where(accepted > 0, costs.other, 0.0)
@@ -543,8 +548,8 @@ def findings(
         row = _fastest(recorded, sampler, library)
         values[name] = {key: row[f"speedup_{key}"] for key in ("median", "min", "max")}
         values[name] |= {"strategy": row["strategy"], "length": row["length"]}
-        spread = NOTCH * row["speedup_iqr"] / row["n"] ** 0.5
-        claims.append(Claim(name, text, f"{name}.median", n=int(row["n"]), spread=spread))
+        n, spread = int(row["n"]), notch(row["speedup_iqr"], row["n"])
+        claims.append(Claim(name, text, f"{name}.median", n=n, spread=spread))
     return values, claims
 
 

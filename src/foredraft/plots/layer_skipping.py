@@ -25,6 +25,7 @@ LOOKS = {
     "a run": Style("#009E73", "v", ()),
     "one of each, apart": Style("#0072B2", "D", ()),
     "one origin": Style("#D55E00", "s", ()),
+    "trained alone": Style("#CC79A7", "*", ()),
 }
 """A colour and a marker for each family of plans."""
 
@@ -156,7 +157,7 @@ def exits(table: pd.DataFrame, plain: Sequence[str], trained: str) -> Figure:
     """Early exit against spread-out skipping at equal cost; plain against trained.
 
     Columns: model, family, cost, overlap, low, high. `trained` is compared with the last of
-    `plain`.
+    `plain`. A model "trained alone" has a mark where the table holds it.
     """
     models = (*plain, trained)
     figure = figures.panels(len(models), height=2.5)
@@ -175,6 +176,11 @@ def exits(table: pd.DataFrame, plain: Sequence[str], trained: str) -> Figure:
                 linestyle=":",
                 label="early exit, plain",
             )
+        alone = figures.where(table, model=model, family="trained alone")
+        if len(alone):
+            look = LOOKS["trained alone"]
+            style = {"color": look.colour, "marker": look.marker, "linestyle": "none"}
+            axes.plot(alone["cost"], alone["overlap"], **style, label="trained alone")
         axes.plot([0, 1], [0, 1], color=TARGET.colour, linewidth=0.8, label="β = c")
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="cost of a draft step, c (bytes)")
         axes.set_title(f"   {model}", loc="center")

@@ -17,6 +17,9 @@ KNOBS = {
     "min_p": "min-p",
     "typical_p": "typical-p",
 }
+VOCABS = "osD^"
+"""A marker for each vocabulary, the smallest first."""
+
 PLAIN, BLUE, REMOVED = STYLES["target"].colour, STYLES["foredraft"].colour, "#D9D9D9"
 
 
@@ -60,8 +63,15 @@ def knobs(table: pd.DataFrame) -> Figure:
             if measure == "kept":
                 axes.set_yscale("log")
             axes.minorticks_off()
-    figure.suptitle("Each knob on real distributions: median and quartiles over positions")
     _share_y(figure, len(KNOBS))
+    heat = figures.where(table, part="temperature", measure="entropy").sort_values("temperature")
+    nucleus = figures.where(table, part="top_p", measure="kept").sort_values("top_p")
+    figure.suptitle(
+        f"Temperature moves the median entropy from {heat['median'].iloc[0]:.1f} to "
+        f"{heat['median'].iloc[-1]:.1f} nats; of top-p {nucleus['top_p'].iloc[0]:g} "
+        f"{nucleus['median'].iloc[0]:.0f} tokens survive"
+    )
+    figure.supxlabel("median and quartiles over positions in held-out code", fontsize=6)
     return figure
 
 
@@ -86,12 +96,19 @@ def grid(table: pd.DataFrame) -> Figure:
         right.plot(part["nats"], part["distinct"], "o-", color=colour, label=f"{top_p:g}")
     right.set(xlabel="−log p (nats/token)", ylabel="distinct bigrams (share)")
     right.legend(title="top-p", loc="lower right")
-    figure.suptitle("What temperature and top-p do to likelihood and diversity")
+    ends = wide[wide["top_p"] == wide["top_p"].max()].sort_values("temperature").iloc[[0, -1]]
+    cold, hot = ends.to_dict("records")
+    figure.suptitle(
+        f"From temperature {cold['temperature']:g} to {hot['temperature']:g} −log p goes "
+        f"from {cold['nats']:.1f} to {hot['nats']:.1f}, its distinct bigrams from "
+        f"{cold['distinct']:.0%} to {hot['distinct']:.0%}"
+    )
+    figure.supxlabel(f"means over {int(table['n'].max())} prompts", fontsize=6)
     return figure
 
 
 def repetition(table: pd.DataFrame) -> Figure:
-    """Repeated 4-grams and likelihood against the repetition penalty: mean and quartiles."""
+    """Repeated 4-grams and likelihood against the repetition penalty: mean and 95 % interval."""
     figure = figures.panels(2, width=figures.DOUBLE * 0.75, height=2.2)
     axes = zip(
         figure.axes,
@@ -99,30 +116,59 @@ def repetition(table: pd.DataFrame) -> Figure:
         strict=True,
     )
     for each, (measure, label) in axes:
-        _band(each, figures.where(table, measure=measure), "repetition_penalty", middle="mean")
+        rows = figures.where(table, measure=measure)
+        rows = rows.assign(
+            low=rows["mean"] - rows["half_width"], high=rows["mean"] + rows["half_width"]
+        )
+        _band(each, rows, "repetition_penalty", middle="mean")
         each.set(xlabel="repetition penalty", ylabel=label)
-    figure.suptitle("What the repetition penalty does to loops and to likelihood")
+    loops = figures.where(table, measure="repeated").sort_values("repetition_penalty")
+    weak, strong = loops.iloc[[0, -1]].to_dict("records")
+    figure.suptitle(
+        f"A penalty of {strong['repetition_penalty']:g} takes repeated 4-grams from "
+        f"{weak['mean']:.0%} to {strong['mean']:.0%}"
+    )
+    figure.supxlabel(f"mean and its 95 % interval over {int(weak['n'])} prompts", fontsize=6)
     figure.axes[0].yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
     return figure
 
 
 def costs(table: pd.DataFrame, where: str) -> Figure:
-    """How many times faster than transformers' processors, by vocabulary and setting."""
-    figure = figures.panels(2, height=2.6)
+    """How many times faster than transformers' processors: a line a setting, a mark a vocabulary.
+
+    Columns: logits, setting, vocab, ratio_median, ratio_min, ratio_max.
+    """
+    figure = figures.panels(2, height=2.8)
+    settings, vocabs = list(table["setting"].unique()), sorted(set(table["vocab"]))
+    shades = sns.color_palette(figures.SEQUENTIAL, len(vocabs))
     for axes, shape in zip(figure.axes, ("peaked", "flat"), strict=True):
-        part = figures.where(table, logits=shape)
-        for setting, rows in part.groupby("setting", sort=False):
+        for number, (vocab, marker) in enumerate(zip(vocabs, VOCABS, strict=False)):
+            rows = figures.where(table, logits=shape, vocab=vocab)
             middle = rows["ratio_median"]
             error = [middle - rows["ratio_min"], rows["ratio_max"] - middle]
-            axes.errorbar(rows["vocab"], middle, error, marker="o", capsize=2, label=str(setting))
-        axes.axhline(1, color=PLAIN, linewidth=0.8, linestyle=":")
-        axes.set(xscale="log", yscale="log", xlabel="vocabulary", ylabel="times faster")
+            shift = 0.18 * (number - (len(vocabs) - 1) / 2)
+            places = [settings.index(setting) + shift for setting in rows["setting"]]
+            look = {"color": shades[number], "capsize": 2, "label": f"{vocab / 1000:.0f}k tokens"}
+            axes.errorbar(middle, places, xerr=error, fmt=marker, **look)
+        axes.axvline(1, color=PLAIN, linewidth=0.8, linestyle=":")
+        axes.set(xscale="log", xlabel="times faster than transformers")
         axes.set_title(f"   {shape} logits", loc="center")
-        axes.set_xticks(sorted(set(part["vocab"])), minor=False)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n / 1000:.0f}k"))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}×"))
+        axes.set_yticks(
+            range(len(settings)), settings if shape == "peaked" else [""] * len(settings)
+        )
+        axes.invert_yaxis()
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}×"))
         axes.minorticks_off()
-    figure.axes[1].legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
+    low = min(axes.get_xlim()[0] for axes in figure.axes)
+    high = max(axes.get_xlim()[1] for axes in figure.axes)
+    for axes in figure.axes:
+        axes.set_xlim(low, high)
+    figure.axes[1].legend(fontsize=6, loc="lower right")
+    least = {shape: rows["ratio_median"].min() for shape, rows in table.groupby("logits")}
+    figure.suptitle(
+        f"At least {least['peaked']:.1f} times as fast on peaked logits, "
+        f"{least['flat']:.1f} on flat ones"
+    )
     figure.supxlabel(
         f"batch 8, float32; median, least and most of paired ratios; {where}", fontsize=6
     )
