@@ -83,6 +83,16 @@ def test_a_misspelt_key_in_params_yaml_or_an_overlay_is_told(document):
         params.resolve(document, "sampling", {"profile": "smoke"})
 
 
+def test_a_misspelt_section_is_told_wherever_it_stands(document):
+    document["profiles"]["smoke"]["samplng"] = {}
+    with pytest.raises(ValueError, match="section of profile smoke 'samplng': did you mean"):
+        params.resolve(document, "sampling", {})
+    del document["profiles"]["smoke"]["samplng"]
+    document["profile"] = {}
+    with pytest.raises(ValueError, match=r"section of params\.yaml 'profile': did you mean"):
+        params.resolve(document, "sampling", {})
+
+
 def test_a_missing_key_or_section_is_told(document):
     del document["sampling"]["seed"]
     with pytest.raises(ValueError, match=r"sampling\.seed is missing"):

@@ -8,12 +8,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from foredraft import paths, results
+from foredraft import params, paths, results
 from foredraft.articles import ARTICLES
 from foredraft.imports import closure
+from foredraft.models.loading import pocket_models
 
 STAGES = yaml.safe_load((paths.ROOT / "dvc.yaml").read_text())["stages"]
 every_article = pytest.mark.parametrize("article", ARTICLES, ids=lambda article: article.slug)
+
+
+def strings(value: object) -> list[str]:
+    """The strings of a parameter: itself, or its items."""
+    items = value if isinstance(value, list) else [value]
+    return [each for each in items if isinstance(each, str)]
 
 
 def outputs(stage: str) -> set[str]:
@@ -42,6 +49,10 @@ def test_a_stage_depends_on_its_parameters_and_on_its_data(article):
     assert stage["cmd"] == f"foredraft run {article.slug}"
     assert stage["params"] == [article.slug, f"profiles.${{{article.slug}.profile}}"]
     assert all((paths.ROOT / name).exists() for name in stage["deps"])
+    section = params.load(article.slug).model_dump(mode="json")
+    shipped = {f"data/models/{name}" for name in pocket_models()}
+    used = {f"data/models/{name}" for value in section.values() for name in strings(value)}
+    assert used & shipped == shipped & set(stage["deps"])
 
 
 @every_article

@@ -155,6 +155,8 @@ def test_a_shortlist_changes_nothing(coarseness, sampler, generator, monkeypatch
     logits = peaked_logits(3, 9_000, generator=generator)
     logits = (coarseness * logits).round() / coarseness if coarseness else logits
     short = sampler.probs(logits)
+    if not coarseness:  # no ties: the shortlist must do
+        assert sampler._shortlist(logits) is not None
     monkeypatch.setattr(sampling, "WIDE", math.inf)
     whole = sampler.probs(logits)
     torch.testing.assert_close(short, whole, rtol=0, atol=1e-6)

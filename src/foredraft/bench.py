@@ -1,4 +1,4 @@
-"""Measure seconds; the only module of the package that reads a clock.
+"""Measure seconds; the only module of the package that reads a fine clock.
 
 Arms are timed in alternation (A B A B ...) in one process, after a warm-up that is thrown away,
 with the device synchronised on both sides of the clock. Whatever drifts meanwhile, the frequency of

@@ -127,10 +127,20 @@ def resolve(document: Mapping[str, Any], slug: str, overrides: Mapping[str, Any]
         raise unknown("article", slug, SECTIONS)
     if slug not in document:
         raise ValueError(f"params.yaml has no section {slug!r}; add it with the keys {_keys(slug)}")
+    _require_known(document)
     given = {key: value for key, value in overrides.items() if value is not None}
     base = {**document[slug], **given}
     overlay = _overlay(document, slug, base.get("profile"))
     return _validated(slug, {**document[slug], **overlay, **given})
+
+
+def _require_known(document: Mapping[str, Any]) -> None:
+    """Refuse sections of no article, which would go unnoticed."""
+    if stray := sorted(set(document) - {*SECTIONS, "profiles"}):
+        raise unknown("section of params.yaml", stray[0], {*SECTIONS, "profiles"})
+    for name, sections in document.get("profiles", {}).items():
+        if stray := sorted(set(sections or {}) - set(SECTIONS)):
+            raise unknown(f"section of profile {name}", stray[0], SECTIONS)
 
 
 def _overlay(document: Mapping[str, Any], slug: str, profile: Any) -> Mapping[str, Any]:

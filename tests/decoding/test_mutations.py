@@ -310,12 +310,12 @@ BUGS = [
         ends,
     ),
     Bug(
-        "the end of the text is overwritten",
-        loop,
-        "_kept",
-        "torch.minimum(before_end + 1, counts)",
-        "torch.minimum(before_end.clamp(min=1), counts)",
-        ends,
+        "the last accepted draft is overwritten by the token after it",
+        loop._Batch,
+        "_commit",
+        "tokens.scatter(1, n_accepted[:, None],",
+        "tokens.scatter(1, (n_accepted[:, None] - 1).clamp(min=0),",
+        greedy,
     ),
     Bug(
         "drafts up to the budget, and a bonus on top",

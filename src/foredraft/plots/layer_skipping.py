@@ -179,8 +179,8 @@ def exits(table: pd.DataFrame, plain: Sequence[str], trained: str) -> Figure:
         alone = figures.where(table, model=model, family="trained alone")
         if len(alone):
             look = LOOKS["trained alone"]
-            style = {"color": look.colour, "marker": look.marker, "linestyle": "none"}
-            axes.plot(alone["cost"], alone["overlap"], **style, label="trained alone")
+            dots = {"color": look.colour, "marker": look.marker, "s": 40, "zorder": 3}
+            axes.scatter(alone["cost"], alone["overlap"], label="trained alone", **dots)
         axes.plot([0, 1], [0, 1], color=TARGET.colour, linewidth=0.8, label="β = c")
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="cost of a draft step, c (bytes)")
         axes.set_title(f"   {model}", loc="center")

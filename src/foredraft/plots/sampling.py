@@ -96,14 +96,15 @@ def grid(table: pd.DataFrame) -> Figure:
         right.plot(part["nats"], part["distinct"], "o-", color=colour, label=f"{top_p:g}")
     right.set(xlabel="−log p (nats/token)", ylabel="distinct bigrams (share)")
     right.legend(title="top-p", loc="lower right")
-    ends = wide[wide["top_p"] == wide["top_p"].max()].sort_values("temperature").iloc[[0, -1]]
+    whole = figures.where(wide, top_p=max(wide["top_p"].tolist()))
+    ends = whole.sort_values("temperature").iloc[[0, -1]]
     cold, hot = ends.to_dict("records")
     figure.suptitle(
         f"From temperature {cold['temperature']:g} to {hot['temperature']:g} −log p goes "
         f"from {cold['nats']:.1f} to {hot['nats']:.1f}, its distinct bigrams from "
         f"{cold['distinct']:.0%} to {hot['distinct']:.0%}"
     )
-    figure.supxlabel(f"means over {int(table['n'].max())} prompts", fontsize=6)
+    figure.supxlabel(f"means over {max(table['n'].tolist())} prompts", fontsize=6)
     return figure
 
 
@@ -118,7 +119,8 @@ def repetition(table: pd.DataFrame) -> Figure:
     for each, (measure, label) in axes:
         rows = figures.where(table, measure=measure)
         rows = rows.assign(
-            low=rows["mean"] - rows["half_width"], high=rows["mean"] + rows["half_width"]
+            low=(rows["mean"] - rows["half_width"]).clip(lower=0),
+            high=rows["mean"] + rows["half_width"],
         )
         _band(each, rows, "repetition_penalty", middle="mean")
         each.set(xlabel="repetition penalty", ylabel=label)
@@ -163,11 +165,13 @@ def costs(table: pd.DataFrame, where: str) -> Figure:
     high = max(axes.get_xlim()[1] for axes in figure.axes)
     for axes in figure.axes:
         axes.set_xlim(low, high)
-    figure.axes[1].legend(fontsize=6, loc="lower right")
-    least = {shape: rows["ratio_median"].min() for shape, rows in table.groupby("logits")}
+    figure.axes[1].legend(fontsize=6, loc="center right", bbox_to_anchor=(1, 0.36))
+    largest = figures.where(table, logits="peaked", vocab=vocabs[-1]).set_index("setting")
+    times = largest["ratio_median"]
     figure.suptitle(
-        f"At least {least['peaked']:.1f} times as fast on peaked logits, "
-        f"{least['flat']:.1f} on flat ones"
+        f"Over {vocabs[-1] / 1000:.0f}k tokens top-p is {times['temperature, top-p']:.0f} times as "
+        f"fast, with top-k {times['temperature, top-k, top-p']:.0f} times, a draw "
+        f"{times['draw']:.0f} times"
     )
     figure.supxlabel(
         f"batch 8, float32; median, least and most of paired ratios; {where}", fontsize=6

@@ -18,7 +18,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 
 from foredraft.models.config import DecoderConfig
-from foredraft.models.decoder import MLP, Decoder
+from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load
 from foredraft.training.checkpoint import Checkpoint, Progress
 from foredraft.training.corpus import Corpus, Split
@@ -313,9 +313,10 @@ def narrowed(decoder: Decoder, shape: DecoderConfig) -> Decoder:
     A wide model pruned and then taught is better than one that was never wide (arXiv 2407.14679).
     """
     narrow, state = Decoder(shape), decoder.state_dict()
-    for index, layer in enumerate(decoder.layers):
-        prefix, mlp = f"layers.{index}.mlp.operation", cast("MLP", layer.mlp.operation)
-        gate, up, down = *mlp.gate_up.weight.chunk(2), mlp.down.weight
+    for index in range(shape.n_layers):
+        prefix = f"layers.{index}.mlp.operation"
+        gate, up = state[f"{prefix}.gate_up.weight"].chunk(2)
+        down = state[f"{prefix}.down.weight"]
         weight_of_feature = gate.norm(dim=1) * up.norm(dim=1) * down.norm(dim=0)
         kept = weight_of_feature.topk(shape.intermediate_size).indices.sort().values
         state[f"{prefix}.gate_up.weight"] = torch.cat([gate[kept], up[kept]])
