@@ -415,6 +415,7 @@ rows = {
         (halfway.model == trained) & (halfway.name == f"exit {shallow.config.n_layers}")
     ],
 }
+better = (plans[plans.model == base].overlap > alone.loc[base, "overlap"]).mean()
 few_layers = pd.concat(
     {name: row[["overlap", "gain"]].iloc[0] for name, row in rows.items()}, axis=1
 ).T
@@ -422,11 +423,11 @@ display(
     Markdown(
         f"Trained alone, {shallow.config.n_layers} layers have β = "
         f"**{few_layers.loc['trained alone', 'overlap']:.2f}** with a target of {n_layers}; the best plan that keeps "
-        f"as little has **{few_layers.loc['best plan for as few bytes', 'overlap']:.2f}**. So much agreement comes "
-        f"from having learnt the same text, and a plan that keeps more bytes and reaches no more than that owes "
-        f"nothing to the weights it shares: of {base}'s plans {(plans[plans.model == base].overlap > alone.loc[base, 'overlap']).mean():.0%} "
-        f"reach more. A separate draft model costs memory and training; for as many bytes it drafts better, until "
-        f"the target is trained for its exits."
+        f"as little has **{few_layers.loc['best plan for as few bytes', 'overlap']:.2f}**, and as early an exit of the "
+        f"target that was trained for it **{few_layers.loc['early exit, trained for', 'overlap']:.2f}**. So much "
+        f"agreement takes no shared weights, only the same text: of {base}'s {(plans.model == base).sum()} plans "
+        f"**{better:.0%}** have more, and all of these read more bytes. What drafting for oneself saves is a "
+        f"second model's memory and training, not time."
     )
 )
 few_layers.round(3)

@@ -68,8 +68,8 @@ def knobs(table: pd.DataFrame) -> Figure:
     nucleus = figures.where(table, part="top_p", measure="kept").sort_values("top_p")
     figure.suptitle(
         f"Temperature moves the median entropy from {heat['median'].iloc[0]:.1f} to "
-        f"{heat['median'].iloc[-1]:.1f} nats; of top-p {nucleus['top_p'].iloc[0]:g} "
-        f"{nucleus['median'].iloc[0]:.0f} tokens survive"
+        f"{heat['median'].iloc[-1]:.1f} nats; a top-p of {nucleus['top_p'].iloc[0]:g} leaves "
+        f"{nucleus['median'].iloc[0]:.0f} tokens"
     )
     figure.supxlabel("median and quartiles over positions in held-out code", fontsize=6)
     return figure
