@@ -104,7 +104,7 @@ def grid(table: pd.DataFrame) -> Figure:
         f"from {cold['nats']:.1f} to {hot['nats']:.1f}, its distinct bigrams from "
         f"{cold['distinct']:.0%} to {hot['distinct']:.0%}"
     )
-    figure.supxlabel(f"means over {max(table['n'].tolist())} prompts", fontsize=6)
+    figure.supxlabel(f"means over {max(table['n'].tolist())} texts", fontsize=6)
     return figure
 
 
