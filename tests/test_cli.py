@@ -14,6 +14,7 @@ from rich.console import Console
 import foredraft as fd
 from foredraft import cli, params, paths, recording, results, runner
 from foredraft.articles import ARTICLES
+from foredraft.models.loading import pocket_models
 from foredraft.provenance import Stamp
 
 
@@ -133,6 +134,12 @@ def test_models_lists_what_is_shipped(foredraft, tmp_path, monkeypatch):
     assert code == 0
     row = ["pocket-llama", "llama", "12", "16,000,000", "2.5", "1.235"]
     assert out.splitlines()[1].split() == row
+
+
+def test_no_name_of_a_model_is_cut_where_there_is_no_terminal(foredraft):
+    code, out, _ = foredraft("models")
+    assert code == 0
+    assert set(pocket_models()) <= set(out.split())
 
 
 def test_a_benchmark_is_shown_or_recorded(foredraft, tmp_path, monkeypatch):

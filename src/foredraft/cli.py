@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from foredraft.articles import article
 from foredraft.hints import unknown
@@ -114,9 +114,11 @@ def results() -> None:
 def models() -> None:
     """List the models that are shipped or trained here, and what else can be loaded."""
     from foredraft import paths
+    from foredraft.models.loading import pocket_models
 
+    name = Column("name", no_wrap=True, min_width=max(map(len, pocket_models()), default=0))
     table = Table(
-        *("name", "architecture", "layers", "parameters", "MB", "bits/byte, held out"),
+        *(name, "architecture", "layers", "parameters", "MB", "bits/byte, held out"),
         box=None,
         pad_edge=False,
     )
