@@ -399,9 +399,8 @@ by_kind.groupby(["model", "kind"])[["joint", "gap"]].mean().round(3)
 
 # %% [markdown]
 # How much, then? Train the layers that a plan keeps *alone*: a model of three layers, of the target's shape, on as many
-# tokens and by the same schedule. It shares nothing with the target but the text, and the beginning: up to the first
-# stacking the target was this very model. What it and the target agree on takes no shared weights and no
-# twelve layers. Against it the best that skipping can do for as few bytes:
+# tokens. It shares no weights with the target, only the text that both have learnt. What it and the target agree on
+# takes no twelve layers either. Against it the best that skipping can do for as few bytes:
 
 # %%
 alone = control.set_index("model")

@@ -91,7 +91,7 @@ def test_long_contexts_do_not_collapse(name):
 def test_the_draft_is_clearly_worse_than_its_target_and_mostly_agrees_with_it():
     draft, target = card("pocket-llama-draft"), card("pocket-llama")
     for text in ("held_out_package", "held_out_files"):
-        assert draft[text]["nats_per_token"] > target[text]["nats_per_token"] + 0.1
+        assert draft[text]["nats_per_token"] > target[text]["nats_per_token"] + 0.14
     overlaps = draft["overlap_with_teacher"]
     assert all(overlap >= 0.70 for texts in overlaps.values() for overlap in texts.values())
 
