@@ -115,7 +115,7 @@ def compare(
     schedule = schedule or Schedule()
     if not arms:
         raise ValueError("arms are empty; give at least one name and a call without arguments")
-    read = _synchronised(clock, torch.device(device))
+    read = synchronised(clock, torch.device(device))
     for _ in range(schedule.warmup):
         for run in arms.values():
             run()
@@ -152,7 +152,7 @@ def alternate(
     are run once more beforehand and thrown away, and the order of the arms turns from case to case,
     so that none always follows the same other.
     """
-    read = _synchronised(clock, torch.device(device))
+    read = synchronised(clock, torch.device(device))
     for case in cases[:warmup]:
         for run in arms.values():
             run(case)
@@ -167,7 +167,9 @@ def alternate(
     return laps
 
 
-def _synchronised(clock: Callable[[], float], device: torch.device) -> Callable[[], float]:
+def synchronised(clock: Callable[[], float], device: torch.device) -> Callable[[], float]:
+    """Give a clock that lets the device finish all queued work before it is read."""
+
     def read() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)

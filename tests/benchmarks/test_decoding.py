@@ -8,12 +8,10 @@ import pytest
 import torch
 
 import foredraft as fd
-from foredraft.bench import Comparison
 from foredraft.benchmarks.decoding import (
     Arm,
     Contest,
     _bytes_read,
-    _costs,
     _ours,
     _theirs,
     asked,
@@ -129,25 +127,13 @@ def test_transformers_drafts_as_many_tokens_as_it_is_told(contest):
         handle.remove()
 
 
-def test_costs_are_what_a_clock_of_known_steps_says():
-    """A round is read + draw + rest; what drafting adds to the rest is judge − draw."""
-    milliseconds = {"read": 5.0, "verify": 7.0, "draft": 6.0, "draw": 0.5, "judge": 0.75}
-    seconds = {part: (each / 1e3,) for part, each in milliseconds.items()}
-    timed = Comparison(seconds, dict.fromkeys(seconds, 1), {})
-    costs = _costs(timed, Arm("greedy", "draft model", length=3), target_round=6e-3)
-    assert costs.target == pytest.approx(6e-3)
-    assert costs.draft == pytest.approx(2e-3)
-    assert costs.verify == {3: pytest.approx(7e-3)}
-    assert costs.other == pytest.approx(1e-3 + 0.25e-3)
-
-
 def test_bytes_read_are_passes_times_target_and_drafts_times_draft_model(contest):
     arm = Arm("greedy", "draft model", length=2)
-    made = _ours(contest, arm, 0, NEW_TOKENS).generation
+    made = _ours(contest, arm, 0).generation
     rows = [round.rows[0] for round in made.trace.rounds]
     target, draft = (4 * sum(p.numel() for p in m.parameters()) for m in (contest.theirs, tiny(1)))
     wanted = len(rows) * target + sum(row.drafted for row in rows) * draft
     assert _bytes_read(contest, arm, [made]) == wanted
     plain = Arm("greedy", "autoregressive")
-    made = _ours(contest, plain, 0, NEW_TOKENS).generation
+    made = _ours(contest, plain, 0).generation
     assert _bytes_read(contest, plain, [made]) == NEW_TOKENS * target

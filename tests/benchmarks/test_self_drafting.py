@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import foredraft as fd
+from foredraft.bench import Schedule
+from foredraft.benchmarks import self_drafting
 from foredraft.benchmarks.self_drafting import Contest, asked, self_drafting_benchmark
 from tests.benchmarks.conftest import tiny
 
@@ -29,8 +31,15 @@ def contest() -> Contest:
 
 
 @pytest.fixture(scope="module")
-def table(contest):
-    return self_drafting_benchmark([contest])
+def whole_table(contest):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(self_drafting, "BRANCHES", Schedule(repeats=3, warmup=0, inner=1))
+        return self_drafting_benchmark([contest])
+
+
+@pytest.fixture(scope="module")
+def table(whole_table):
+    return whole_table.loc[whole_table["strategy"] != "one branch off"]
 
 
 def test_each_exit_meets_transformers_at_the_same_length(table):
@@ -65,6 +74,33 @@ def test_speed_ups_are_over_our_own_autoregressive_decoding(table):
     plain = table.query("strategy == 'autoregressive' and library == 'foredraft'")
     assert (plain[["speedup_median", "speedup_min", "speedup_max"]] == 1).all(axis=None)
     assert (table["n"] == 3).all()
+
+
+def test_each_branch_is_timed_by_what_a_step_saves_without_it(whole_table):
+    rows = whole_table.loc[whole_table["strategy"] == "one branch off"]
+    wanted = [fd.SkipPlan(attn=[i]) for i in range(N_LAYERS)]
+    wanted += [fd.SkipPlan(mlp=[i]) for i in range(N_LAYERS)]
+    assert rows["plan"].tolist() == [plan.to_json() for plan in wanted]
+    assert (rows["share_min"] <= rows["share_median"]).all()
+    assert (rows["share_median"] <= rows["share_max"]).all()
+    assert (rows["n"] == 3).all()
+
+
+def test_a_branch_takes_the_share_that_the_clock_says(contest):
+    """The first arm, the whole model, takes two seconds, every other one."""
+    times = iter(range(1, 10**6))
+    state = {"now": 0.0, "open": False}
+
+    def clock():
+        if state["open"]:
+            state["now"] += 2.0 if next(times) % (2 * N_LAYERS + 1) == 1 else 1.0
+        state["open"] = not state["open"]
+        return state["now"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(self_drafting, "BRANCHES", Schedule(repeats=3, warmup=0, inner=1))
+        found = self_drafting.branch_times(contest, clock=clock)
+    assert found["share_median"].tolist() == [0.5] * (2 * N_LAYERS)
 
 
 def test_models_of_different_precision_are_not_compared(contest):

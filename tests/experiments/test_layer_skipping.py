@@ -286,6 +286,22 @@ def test_a_measured_cost_is_ours_alone(recorded):
     assert table.loc["plain", "cost_measured"] == pytest.approx(0.6)
 
 
+def test_times_of_branches_go_to_their_plans_in_per_cent_if_all_were_timed():
+    plans = [SkipPlan(attn=[0]).to_json(), SkipPlan(mlp=[0]).to_json()]
+    singles = pd.DataFrame({"model": "plain", "plan": plans, "overlap": [0.8, 0.9]})
+    off = {"strategy": "one branch off", "model": "plain"}
+    rows = [
+        {**off, "plan": plan, "share_median": share}
+        for plan, share in zip(plans, (0.04, 0.03), strict=True)
+    ]
+    timed = experiment.with_times(singles, pd.DataFrame(reversed(rows)))
+    assert timed["time"].tolist() == pytest.approx([4, 3])
+    assert "time" not in experiment.with_times(singles, pd.DataFrame(rows[:1]))
+    assert "time" not in experiment.with_times(
+        singles, pd.DataFrame(rows[:0], columns=["strategy"])
+    )
+
+
 def test_claims_name_values_and_take_speeds_from_our_own_rows(recorded):
     row = pd.DataFrame([{"mean": 0.5, "low": 0.4, "high": 0.7, "n": 9}])
     tables = dict.fromkeys(experiment.CLAIMS, row)

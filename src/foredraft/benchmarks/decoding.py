@@ -7,27 +7,20 @@ one row with the same sampler. What the measured costs and acceptances predict s
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, final
 
 import pandas
 import torch
 from transformers import PreTrainedModel
 
-from foredraft.bench import Comparison, Lap, Schedule, Spread, alternate, columns, compare, now
-from foredraft.decoding.draft import (
-    Draft,
-    Drafter,
-    Job,
-    ModelDrafter,
-    PromptLookupDrafter,
-    Proposer,
-)
+from foredraft.bench import Lap, Schedule, Spread, alternate, columns, compare, now, synchronised
+from foredraft.benchmarks.pace import Pace, Parts, paced, plain_round
+from foredraft.decoding.draft import Drafter, ModelDrafter, PromptLookupDrafter
 from foredraft.decoding.exit import ConfidenceExit, ExitPolicy, FixedLength
 from foredraft.decoding.loop import Generation, generate
-from foredraft.decoding.reader import Reader
-from foredraft.decoding.text import Text
 from foredraft.decoding.theory import Costs, position_acceptances, predicted_speedup
-from foredraft.decoding.verify import verify_rows
+from foredraft.decoding.trace import Round
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load, load_transformers, require_same_tokens
 from foredraft.prompts import code_prompts
@@ -74,10 +67,11 @@ class Arm:
 @final
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What one run of an arm made: tokens over all rows and, of ours, how."""
+    """What one run of an arm made: tokens over all rows and, of ours, how, and at what pace."""
 
     tokens: int
     generation: Generation | None = None
+    pace: Pace | None = None
 
 
 @final
@@ -133,9 +127,10 @@ def decoding_benchmark(
     """Run all arms on all prompts; one row an arm, with medians and spreads over the prompts.
 
     `speedup` is paired by prompt with our own autoregressive decoding of one row. `predicted` is
-    theory's, from α_k and costs measured apart (`draft_ms`, `target_ms`, `verify_ms`, `other_ms`, a
-    round's), for the tokens after the first; `residual` is measured ÷ predicted − 1. `roofline` is
-    the share of the measured memory bandwidth at which weights were read.
+    theory's, from α_k and what the parts of a round cost (`draft_ms`, `verify_ms`, `target_ms`),
+    for the tokens after the first; `residual` is measured ÷ predicted − 1. The parts are timed in
+    place, in runs of their own that take their turn with the others. `roofline` is the share of the
+    measured memory bandwidth at which weights were read.
     """
     bandwidth = memory_bandwidth(contest.target.device, clock=clock)
     rows = []
@@ -143,12 +138,28 @@ def decoding_benchmark(
         arms = _arms(contest, name)
         report(f"{name}: {len(arms)} ways to decode, {len(contest.prompts)} prompts")
         runs = {arm.label: _runner(contest, arm) for arm in arms}
+        timed = [arm for arm in arms if _is_in_parts(arm)]
+        runs |= {_in_parts(arm): _paced_runner(contest, arm, clock) for arm in timed}
         cases = list(range(len(contest.prompts)))
         laps = alternate(runs, cases, device=contest.target.device, clock=clock)
-        starts = _prefills(contest, arms[0], cases, clock)
         by_arm = {arm: laps[arm.label] for arm in arms}
-        rows += [_row(contest, arm, by_arm, starts, bandwidth, clock) for arm in arms]
+        paces = {arm: _paces(laps[_in_parts(arm)]) for arm in timed}
+        rows += [_row(contest, arm, by_arm, paces, bandwidth) for arm in arms]
     return pandas.DataFrame(rows)
+
+
+def _is_in_parts(arm: Arm) -> bool:
+    """Whether the parts of its rounds are timed: what theory has a formula for, one row."""
+    ours = arm.library == "foredraft" and arm.batch == 1
+    return ours and arm.strategy in ("autoregressive", DRAFTING)
+
+
+def _in_parts(arm: Arm) -> str:
+    return f"{arm.label}, in parts"
+
+
+def _paces(laps: Sequence[Lap[Made]]) -> list[Pace]:
+    return [lap.result.pace for lap in laps if lap.result.pace is not None]
 
 
 def asked(table: pandas.DataFrame) -> pandas.DataFrame:
@@ -175,14 +186,6 @@ def asked(table: pandas.DataFrame) -> pandas.DataFrame:
                 line = {"ratio": name, "strategy": strategy, "sampler": sampler, "length": length}
                 lines.append({**line, "value": rate / below})
     return pandas.DataFrame(lines).sort_values("ratio", kind="stable", ignore_index=True)
-
-
-def _prefills(
-    contest: Contest, arm: Arm, cases: Sequence[int], clock: Callable[[], float]
-) -> list[Lap[Made]]:
-    """Time the first token of each prompt, with which all our arms begin."""
-    first = {"prefill": lambda case: _ours(contest, arm, case, 1)}
-    return alternate(first, cases, device=contest.target.device, clock=clock)["prefill"]
 
 
 def memory_bandwidth(
@@ -222,23 +225,45 @@ def _arms(contest: Contest, sampler: str) -> list[Arm]:
 def _runner(contest: Contest, arm: Arm) -> Callable[[int], Made]:
     if arm.library == "transformers":
         return lambda case: _theirs(contest, arm, case)
-    return lambda case: _ours(contest, arm, case, contest.new_tokens)
+    return lambda case: _ours(contest, arm, case)
 
 
-def _ours(contest: Contest, arm: Arm, case: int, new_tokens: int) -> Made:
-    """Continue a prompt, or as many as the arm has rows, by exactly these many tokens."""
-    made = generate(
+def _paced_runner(contest: Contest, arm: Arm, clock: Callable[[], float]) -> Callable[[int], Made]:
+    read = synchronised(clock, contest.target.device)
+
+    def run(case: int) -> Made:
+        decode = partial(_decoded, contest, arm, case)
+        made, pace = paced(decode, _drafter(contest, arm), read)
+        return Made(sum(map(len, made.tokens)), made, pace)
+
+    return run
+
+
+def _ours(contest: Contest, arm: Arm, case: int) -> Made:
+    made = _decoded(contest, arm, case, _drafter(contest, arm))
+    return Made(sum(map(len, made.tokens)), made)
+
+
+def _decoded(
+    contest: Contest,
+    arm: Arm,
+    case: int,
+    drafter: Drafter | None,
+    on_round: Callable[[Round], None] | None = None,
+) -> Generation:
+    """Continue a prompt, or as many as the arm has rows, by exactly as many tokens as asked."""
+    return generate(
         contest.target,
         [contest.prompts[(case + row) % len(contest.prompts)] for row in range(arm.batch)],
         sampler=contest.samplers[arm.sampler],
-        max_new_tokens=new_tokens,
-        drafter=_drafter(contest, arm),
+        max_new_tokens=contest.new_tokens,
+        drafter=drafter,
         exit_policy=_exit(arm),
         verification=arm.verification,
         generator=torch.Generator(contest.target.device).manual_seed(case),
         eos_token_id=[],
+        on_round=on_round,
     )
-    return Made(sum(map(len, made.tokens)), made)
 
 
 def _drafter(contest: Contest, arm: Arm) -> Drafter | None:
@@ -297,9 +322,8 @@ def _row(
     contest: Contest,
     arm: Arm,
     laps: Mapping[Arm, list[Lap[Made]]],
-    starts: list[Lap[Made]],
+    paces: Mapping[Arm, list[Pace]],
     bandwidth: float,
-    clock: Callable[[], float],
 ) -> dict[str, object]:
     base = laps[Arm(arm.sampler, "autoregressive")]
     rate = Spread.of([lap.result.tokens / lap.seconds for lap in laps[arm]])
@@ -310,7 +334,7 @@ def _row(
         **{"verification": arm.verification, "threshold": arm.threshold},
         **columns("tokens_per_second", rate),
         **columns("speedup", speedup),
-        **_told(contest, arm, laps, starts, bandwidth, clock),
+        **_told(contest, arm, laps, paces, bandwidth),
         **{"n": rate.n, "new_tokens": contest.new_tokens, "device": str(contest.target.device)},
         "dtype": str(contest.target.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -331,13 +355,12 @@ def _told(
     contest: Contest,
     arm: Arm,
     laps: Mapping[Arm, list[Lap[Made]]],
-    starts: list[Lap[Made]],
+    paces: Mapping[Arm, list[Pace]],
     bandwidth: float,
-    clock: Callable[[], float],
 ) -> dict[str, float]:
     """Say of our own arms how the tokens came, and what theory makes of it."""
     names = ("acceptance", "tokens_per_pass", "roofline", "predicted", "residual")
-    costs = ("draft_ms", "target_ms", "verify_ms", "other_ms")
+    costs = ("draft_ms", "target_ms", "verify_ms")
     told: dict[str, float] = {name: float("nan") for name in (*names, *costs)}
     made = [lap.result.generation for lap in laps[arm] if lap.result.generation is not None]
     seconds = sum(lap.seconds for lap in laps[arm])
@@ -349,34 +372,34 @@ def _told(
     told["acceptance"] = _ratio(made, lambda each: (each.trace.accepted, each.trace.drafted))
     told["tokens_per_pass"] = _ratio(made, lambda each: (each.trace.emitted, each.trace.row_passes))
     told["roofline"] = _bytes_read(contest, arm, made) / seconds / bandwidth
-    if arm.strategy == DRAFTING and arm.batch == 1:
-        return told | _foretold(contest, arm, laps, starts, clock)
+    if arm.strategy == DRAFTING and arm in paces:
+        return told | _foretold(arm, laps, paces)
     return told
 
 
 def _foretold(
-    contest: Contest,
-    arm: Arm,
-    laps: Mapping[Arm, list[Lap[Made]]],
-    starts: list[Lap[Made]],
-    clock: Callable[[], float],
+    arm: Arm, laps: Mapping[Arm, list[Lap[Made]]], paces: Mapping[Arm, list[Pace]]
 ) -> dict[str, float]:
-    """Predict the speed-up from the parts of a round, and compare it with the whole."""
+    """Predict the speed-up from the parts of a round, and compare it with the whole.
+
+    Both are of all prompts together, as the α_k are, and leave out what happens once a text: the
+    prefill of the target, and that of the draft model.
+    """
     plain = Arm(arm.sampler, "autoregressive")
-    timed = _parts(contest, arm, clock)
-    alone, drafted = (_decoding_seconds(laps[each], starts) for each in (plain, arm))
-    drafted -= timed.spread("start").median / 1e3
-    costs = _costs(timed, arm, alone / (contest.new_tokens - 1))
+    parts = Parts.of(paces[arm], arm.length)
+    costs = Costs(plain_round(paces[plain]), parts.step, {arm.length: parts.rest})
+    once = sum(pace.prefill for pace in paces[plain])
+    starts = sum(pace.start(parts.step) for pace in paces[arm])
+    alone, drafted = (sum(lap.seconds for lap in laps[each]) - once for each in (plain, arm))
     made = (lap.result.generation for lap in laps[arm])
     rounds = pandas.concat([_rounds(each) for each in made if each is not None])
     predicted = predicted_speedup(position_acceptances(rounds), arm.length, costs)
     return {
         "predicted": predicted,
-        "residual": alone / drafted / predicted - 1,
+        "residual": alone / (drafted - starts) / predicted - 1,
         "draft_ms": 1e3 * costs.draft,
         "target_ms": 1e3 * costs.target,
         "verify_ms": 1e3 * costs.verify[arm.length],
-        "other_ms": 1e3 * costs.other,
     }
 
 
@@ -392,12 +415,6 @@ def _rounds(made: Generation) -> pandas.DataFrame:
     return table.query("drafted == drafted.max()")
 
 
-def _decoding_seconds(laps: list[Lap[Made]], starts: list[Lap[Made]]) -> float:
-    """Give the median time, over prompts, of the tokens after the first."""
-    pairs = zip(laps, starts, strict=True)
-    return Spread.of([lap.seconds - start.seconds for lap, start in pairs]).median
-
-
 def _bytes_read(contest: Contest, arm: Arm, made: list[Generation]) -> int:
     """Count the bytes of weights that target passes and draft steps had to read."""
     passes = sum(len(each.trace.rounds) for each in made)
@@ -408,84 +425,3 @@ def _bytes_read(contest: Contest, arm: Arm, made: list[Generation]) -> int:
 
 def _size(decoder: Decoder) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in decoder.state_dict().values())
-
-
-def _costs(timed: Comparison, arm: Arm, target_round: float) -> Costs:
-    """Say what a round costs, from its parts timed by themselves in the middle of a text.
-
-    What a round costs beside passes and drafts (`other`) is what an autoregressive round, timed as
-    a whole, costs beside its pass, and what verifying drafts costs more than drawing a token.
-    """
-    read, verify, draft, draw, judge = (
-        timed.spread(part).median / 1e3 for part in ("read", "verify", "draft", "draw", "judge")
-    )
-    other = max(0.0, target_round - read) + judge - draw
-    return Costs(target_round, draft / arm.length, {arm.length: verify}, other)
-
-
-def _parts(contest: Contest, arm: Arm, clock: Callable[[], float]) -> Comparison:
-    sampler, k = contest.samplers[arm.sampler], arm.length
-    prompt = contest.prompts[len(contest.prompts) // 2]
-    half = (prompt * contest.new_tokens)[: len(prompt) + contest.new_tokens // 2]
-    bench = Workbench(contest.target, ModelDrafter(contest.draft), half, sampler, k)
-    arms = {
-        "read": lambda: bench.read(0),
-        "verify": lambda: bench.read(k),
-        "draft": bench.propose,
-        "start": bench.start,
-        "draw": lambda: bench.judge(0),
-        "judge": lambda: bench.judge(k),
-    }
-    schedule = Schedule(repeats=15, warmup=3, inner=1)
-    return compare(arms, schedule=schedule, device=contest.target.device, clock=clock)
-
-
-@final
-class Workbench:
-    """A text that is always at the same point, for timing one part of a round again and again."""
-
-    def __init__(
-        self, target: Decoder, drafter: Drafter, ids: Prompt, sampler: Sampler, length: int
-    ) -> None:
-        """Read the text, and draft once after it."""
-        self.sampler, self.length, device = sampler, length, target.device
-        capacity, spare = len(ids) + length + 1, length + 2
-        self.text = Text([ids], capacity, device)
-        self.reader = Reader(target, 1, capacity, spare)
-        self.drafter, self.job = drafter, Job(self.reader, sampler, 1, capacity, spare)
-        self.proposer: Proposer = drafter.begin(self.job)
-        self.generator = torch.Generator(device).manual_seed(0)
-        with torch.inference_mode():
-            self.logits = {0: self.reader.read(self.text)}
-            self.draft: Draft = self.propose()
-            self.logits[length] = self.reader.read(self.text, self.draft.tokens)
-
-    @torch.inference_mode()
-    def read(self, n_drafts: int) -> torch.Tensor:
-        """Let the target read the last token and some of the drafts."""
-        return self.reader.read(self.text, self.draft.tokens[:, :n_drafts])
-
-    @torch.inference_mode()
-    def propose(self) -> Draft:
-        """Draft a round's tokens."""
-        stop = FixedLength(self.length)
-        return self.proposer.propose(self.text, [self.length], stop, generator=self.generator)
-
-    @torch.inference_mode()
-    def start(self) -> None:
-        """Draft for the first time: a draft model then reads the whole text."""
-        proposer = self.drafter.begin(self.job)
-        proposer.propose(self.text, [1], FixedLength(1), generator=self.generator)
-
-    @torch.inference_mode()
-    def judge(self, n_drafts: int) -> None:
-        """Verify some of the drafts, or draw a token where there are none."""
-        probs = self.sampler.probs(self.logits[n_drafts])
-        verify_rows(
-            self.draft.tokens[:, :n_drafts],
-            self.draft.probs[:, :n_drafts],
-            probs,
-            self.draft.lengths.clamp(max=n_drafts),
-            verification="token",
-            generator=self.generator,
-        )

@@ -7,32 +7,38 @@ the bytes that it leaves to read, and by the clock.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import final
 
 import pandas
 import torch
 from transformers import PreTrainedModel
 
-from foredraft.bench import Lap, Schedule, Spread, alternate, columns, compare, now
+from foredraft.bench import Lap, Schedule, Spread, alternate, columns, compare, now, synchronised
 from foredraft.benchmarks.decoding import (
     SAMPLERS,
     Made,
     Prompt,
-    Workbench,
     paired,
     tell_to_draft,
     their_sampler,
 )
+from foredraft.benchmarks.pace import Pace, Parts, paced, plain_round
+from foredraft.decoding.draft import Drafter
 from foredraft.decoding.exit import FixedLength
-from foredraft.decoding.loop import generate
+from foredraft.decoding.loop import Generation, generate
 from foredraft.decoding.self_draft import SelfDrafter
+from foredraft.decoding.trace import Round
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load, load_transformers
 from foredraft.models.skip import SkipPlan
 from foredraft.prompts import code_prompts
 from foredraft.sampling import Sampler
 
-PLAIN, DRAFTING = "autoregressive", "self-drafting"
+PLAIN, DRAFTING, BRANCH = "autoregressive", "self-drafting", "one branch off"
+
+BRANCHES = Schedule(repeats=101, warmup=5, inner=4)
+"""How often a step without a branch is timed, which saves a few hundredths of it."""
 
 LENGTHS = (2, 4)
 
@@ -119,11 +125,12 @@ def self_drafting_benchmark(
     """Run all ways of all contests on all their prompts; one row a way, with medians and spreads.
 
     `cost_bytes` is the plan's share of the weight bytes, `cost_measured` the time of a draft step
-    ÷ that of an autoregressive round.
+    ÷ that of an autoregressive round, both in place. Below them stand the `branch_times`.
     """
-    rows = []
+    rows, branches = [], []
     for contest in contests:
         costs = measured_costs(contest, clock=clock)
+        branches.append(branch_times(contest, clock=clock))
         for sampler in contest.samplers:
             arms = _arms(contest, sampler)
             report(f"{contest.model}, {sampler}: {len(arms)} ways, {len(contest.prompts)} prompts")
@@ -132,30 +139,60 @@ def self_drafting_benchmark(
             laps = alternate(runs, cases, device=contest.target.device, clock=clock)
             base = laps[arms[0].label]
             rows += [_row(contest, arm, laps[arm.label], base, costs) for arm in arms]
-    return pandas.DataFrame(rows)
+    return pandas.concat([pandas.DataFrame(rows), *branches], ignore_index=True)
 
 
-def measured_costs(
-    contest: Contest, *, clock: Callable[[], float] = now, length: int = 4
-) -> dict[str, float]:
-    """Time a draft step under each plan ÷ a round of autoregressive decoding, greedy."""
-    greedy = Sampler(temperature=0.0)
+def measured_costs(contest: Contest, *, clock: Callable[[], float] = now) -> dict[str, float]:
+    """Time a draft step under each plan in place ÷ a round of autoregressive decoding, greedy."""
+    sampler, length = next(iter(contest.samplers)), max(contest.lengths)
+    plain = Arm(sampler, PLAIN)
+    drafting = [Arm(sampler, name=n, plan=p, length=length) for n, p in contest.plans.items()]
+    read = synchronised(clock, contest.target.device)
+    runs = {arm.label: partial(_paced, contest, arm, read) for arm in (plain, *drafting)}
+    cases = list(range(len(contest.prompts)))
+    laps = alternate(runs, cases, device=contest.target.device, clock=clock)
+    paces = {name: [lap.result for lap in each] for name, each in laps.items()}
+    target = plain_round(paces[plain.label])
+    return {str(arm.name): Parts.of(paces[arm.label], length).step / target for arm in drafting}
+
+
+def _paced(contest: Contest, arm: Arm, read: Callable[[], float], case: int) -> Pace:
+    return paced(partial(_decoded, contest, arm, case), _drafter(arm), read)[1]
+
+
+def branch_times(contest: Contest, *, clock: Callable[[], float] = now) -> pandas.DataFrame:
+    """Time a step of the model without one branch ÷ a whole step, for each; one row a branch.
+
+    `share` is 1 less this ratio: what the branch takes of a step.
+    """
+    model, n = contest.target, contest.target.config.n_layers
+    alone = {f"attention {i}": SkipPlan(attn=[i]) for i in range(n)}
+    alone |= {f"MLP {i}": SkipPlan(mlp=[i]) for i in range(n)}
     prompt = contest.prompts[len(contest.prompts) // 2]
-    benches = {
-        name: Workbench(contest.target, SelfDrafter(plan, reuse=False), prompt, greedy, length)
-        for name, plan in contest.plans.items()
-    }
-    plain = next(iter(benches.values()))
+    cache = model.new_cache(1, len(prompt) + 1)
+    tokens = torch.tensor([prompt], device=model.device)
+    with torch.inference_mode():
+        model(tokens, cache)
+    cache.commit(len(prompt))
 
-    def whole_round() -> None:
-        plain.read(0)
-        plain.judge(0)
+    def step(plan: SkipPlan) -> None:
+        with torch.inference_mode():
+            model(tokens[:, -1:], cache, skip=plan)
 
-    arms: dict[str, Callable[[], object]] = {PLAIN: whole_round}
-    arms |= {name: bench.propose for name, bench in benches.items()}
-    schedule = Schedule(repeats=15, warmup=3, inner=1)
-    timed = compare(arms, schedule=schedule, device=contest.target.device, clock=clock)
-    return {name: timed.ratio(name, PLAIN).median / length for name in benches}
+    arms = {PLAIN: partial(step, SkipPlan())}
+    arms |= {name: partial(step, plan) for name, plan in alone.items()}
+    timed = compare(arms, schedule=BRANCHES, device=model.device, clock=clock)
+    rows = []
+    for name, plan in alone.items():
+        ratio = timed.ratio(name, PLAIN)
+        share = Spread(
+            *(1 - ratio.median, 1 - ratio.maximum, 1 - ratio.minimum, ratio.interquartile, ratio.n)
+        )
+        row = {"model": contest.model, "strategy": BRANCH, "name": name, "plan": plan.to_json()}
+        row |= {"library": "foredraft", "sampler": "none", "reuse": False, "length": 0}
+        cost = {"cost_bytes": plan.cost(model.config)}
+        rows.append({**row, **cost, **columns("share", share), "n": share.n})
+    return pandas.DataFrame(rows)
 
 
 def _arms(contest: Contest, sampler: str) -> list[Arm]:
@@ -177,18 +214,32 @@ def _runner(contest: Contest, arm: Arm) -> Callable[[int], Made]:
 
 
 def _ours(contest: Contest, arm: Arm, case: int) -> Made:
-    drafts = arm.strategy == DRAFTING
-    made = generate(
+    made = _decoded(contest, arm, case, _drafter(arm))
+    return Made(sum(map(len, made.tokens)), made)
+
+
+def _drafter(arm: Arm) -> Drafter | None:
+    return SelfDrafter(arm.plan, reuse=arm.reuse) if arm.strategy == DRAFTING else None
+
+
+def _decoded(
+    contest: Contest,
+    arm: Arm,
+    case: int,
+    drafter: Drafter | None,
+    on_round: Callable[[Round], None] | None = None,
+) -> Generation:
+    return generate(
         contest.target,
         [contest.prompts[case]],
         sampler=contest.samplers[arm.sampler],
         max_new_tokens=contest.new_tokens,
-        drafter=SelfDrafter(arm.plan, reuse=arm.reuse) if drafts else None,
-        exit_policy=FixedLength(arm.length) if drafts else None,
+        drafter=drafter,
+        exit_policy=FixedLength(arm.length) if arm.length else None,
         generator=torch.Generator(contest.target.device).manual_seed(case),
         eos_token_id=[],
+        on_round=on_round,
     )
-    return Made(sum(map(len, made.tokens)), made)
 
 
 def _theirs(contest: Contest, arm: Arm, case: int) -> Made:
@@ -242,7 +293,8 @@ def asked(table: pandas.DataFrame) -> pandas.DataFrame:
     ours ÷ theirs at the same number of drafted tokens, the least and the most of these ratios.
     """
     lines: list[dict[str, object]] = []
-    for _, rows in table.groupby(["model", "sampler"], sort=False):
+    decoding = table.loc[table["strategy"] != BRANCH]
+    for _, rows in decoding.groupby(["model", "sampler"], sort=False):
         ours = rows.loc[(rows["library"] == "foredraft") & (rows["strategy"] == DRAFTING)]
         best = ours.loc[ours["speedup_median"].idxmax()]
         where = {"model": best["model"], "sampler": best["sampler"]}

@@ -612,6 +612,21 @@ def measured_costs(recorded: pd.DataFrame) -> pd.DataFrame:
     ].median()
 
 
+def with_times(singles: pd.DataFrame, recorded: pd.DataFrame) -> pd.DataFrame:
+    """Add to single branches what share of a step each takes by the clock, in per cent: `time`.
+
+    There is no such column if not all of these branches were timed.
+    """
+    timed = recorded.loc[recorded["strategy"] == "one branch off"]
+    if not len(timed):
+        return singles
+    shares = timed.set_index(["model", "plan"])["share_median"]
+    time = [
+        100 * shares.get(key, np.nan) for key in zip(singles["model"], singles["plan"], strict=True)
+    ]
+    return singles if np.isnan(time).any() else singles.assign(time=time)
+
+
 def findings(
     tables: Mapping[str, pd.DataFrame], recorded: pd.DataFrame, trained: str
 ) -> tuple[dict[str, Any], list[Claim]]:

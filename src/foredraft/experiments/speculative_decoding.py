@@ -420,7 +420,6 @@ def costs(pair: Pair, params: SpeculativeDecoding, recorded: pd.DataFrame) -> th
         verify=_interpolated(
             {0: nearest["target_ms"]} | {r["length"]: r["verify_ms"] for r in rows}
         ),
-        other=nearest["other_ms"],
     )
 
 

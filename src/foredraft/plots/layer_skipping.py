@@ -33,8 +33,12 @@ MEASURES = {
     "overlap": ("β = Σ min(p, q)", "cividis", ".2f"),
     "agreement": ("greedy agreement", "cividis", ".2f"),
     "divergence": ("rise in loss (nats)", "cividis_r", ".2f"),
+    "time": ("time (% of a step)", "cividis", ".1f"),
 }
-"""Under its column: a measure's name, its colours (dark is worse), and how its number is shown."""
+"""Under its column: a measure's name, its colours, and how its number is shown.
+
+Dark is what nobody wants to be without, or what is little to be without.
+"""
 
 MODELS = (("#4D4D4D", "o", "-"), (OURS.colour, "D", "--"), ("#0072B2", "s", ":"))
 """Colour, marker and line of the first model that a figure compares, the second and the third."""
@@ -51,13 +55,14 @@ SHARE = FuncFormatter(lambda share, _: f"{share:.0%}")
 def branches(table: pd.DataFrame) -> Figure:
     """What each branch is worth, each switched off alone: a row a measure, a column a model.
 
-    Columns: model, name ("attention 3", "MLP 0"), and the measures.
+    Columns: model, name ("attention 3", "MLP 0"), and the measures, or some of them.
     """
     models = list(table["model"].unique())
-    figure = figures.panels(len(models), len(MEASURES), height=1.15)
+    measures = {measure: look for measure, look in MEASURES.items() if measure in table}
+    figure = figures.panels(len(models), len(measures), height=1.15)
     parts = table["name"].str.split(" ", n=1, expand=True)
     table = table.assign(branch=parts[0], layer=parts[1].astype(int))
-    for row, (measure, (name, colours, form)) in enumerate(MEASURES.items()):
+    for row, (measure, (name, colours, form)) in enumerate(measures.items()):
         lowest, highest = table[measure].quantile([0.05, 0.95])
         for column, model in enumerate(models):
             axes = figure.axes[row * len(models) + column]
@@ -69,7 +74,7 @@ def branches(table: pd.DataFrame) -> Figure:
             sns.heatmap(grid, ax=axes, cmap=colours, **text, **scale)
             axes.tick_params(axis="y", labelrotation=0, length=0)
             axes.tick_params(axis="x", labelrotation=0, length=0)
-            axes.set(xlabel="layer" if row == len(MEASURES) - 1 else "", ylabel="")
+            axes.set(xlabel="layer" if row == len(measures) - 1 else "", ylabel="")
             axes.set_title(f"   {name}, {model}", loc="center")
             axes.grid(visible=False)
     worst = table.loc[table["overlap"].idxmin()]
