@@ -1,17 +1,18 @@
 """Causal attention of new tokens over all tokens so far, with or without a cache.
 
-`Memory` says what one forward pass can see; `attend` is the arithmetic. Dimensions: `new` query
+A `Memory` says what one forward pass can see; `attend` is the arithmetic. Dimensions: `new` query
 positions of this pass, `seen` key positions, `group` query heads that share one key/value head,
 `folded` the queries of such a group one after the other (group × new).
 """
 
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 
 from foredraft.models.cache import KVCache
 from foredraft.models.config import DecoderConfig
+from foredraft.models.rotary import Rotation
 from foredraft.types import Float, Int, Tensor
 
 Mask = Float[Tensor, "rows 1 folded seen"]
@@ -22,9 +23,31 @@ NewKVHeads = Float[Tensor, "batch new kv_head head_dim"]
 KVHeads = Float[Tensor, "batch seen kv_head head_dim"]
 
 
-@final
-class Memory:
+@runtime_checkable
+class Memory(Protocol):
     """The keys and values that one forward pass attends to, and which of them each query sees."""
+
+    rotation: Rotation
+    """Of the new positions."""
+
+    def extend(
+        self, layer: int, keys: NewKVHeads, values: NewKVHeads, window: int | None
+    ) -> tuple[KVHeads, KVHeads]:
+        """Add a layer's new keys and values; give all those that a window lets any query see."""
+        ...
+
+    def is_plainly_causal(self, window: int | None) -> bool:
+        """Whether each query sees itself and all before it in this pass, and nothing else."""
+        ...
+
+    def mask(self, window: int | None) -> Mask | None:
+        """Give the mask of a window over what `extend` gave; None if each may look at all."""
+        ...
+
+
+@final
+class TextMemory:
+    """The memory of new tokens that follow a text, each seeing all before it and itself."""
 
     def __init__(
         self,
@@ -38,7 +61,7 @@ class Memory:
         self._group = config.n_heads // config.n_kv_heads
         if cache is None:
             self.positions = torch.arange(self.n_new, device=tokens.device)[None, :]
-            self.rotation = config.rotation(self.positions, dtype)
+            self.rotation: Rotation = config.rotation(self.positions, dtype)
         else:
             if cache.batch != tokens.shape[0]:
                 raise ValueError(
@@ -54,7 +77,7 @@ class Memory:
     def extend(
         self, layer: int, keys: NewKVHeads, values: NewKVHeads, window: int | None
     ) -> tuple[KVHeads, KVHeads]:
-        """Add a layer's new keys and values; give all those that a window lets any query see."""
+        """Write them to the cache, if there is one, and give the span of it that matters."""
         if self.cache is None:
             return keys, values
         self.cache.write(layer, self._slots, keys, values)
@@ -62,12 +85,12 @@ class Memory:
         return self.cache.keys[layer][:, start:stop], self.cache.values[layer][:, start:stop]
 
     def is_plainly_causal(self, window: int | None) -> bool:
-        """Whether each query sees itself and all before it in this pass, and nothing else."""
+        """Whether there is no text before, and no window that any query would look beyond."""
         starts = self.cache is None or self.cache.longest == 0
         return starts and self.n_new > 1 and (window is None or self.n_new <= window)
 
     def mask(self, window: int | None) -> Mask | None:
-        """Give the mask of a window, made once for all its layers; None if each may look at all."""
+        """Make it once for all layers of a window."""
         if window not in self._masks:
             self._masks[window] = self._mask(window)
         return self._masks[window]

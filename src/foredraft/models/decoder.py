@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from foredraft.models.attention import Memory, attend, attend_causally
+from foredraft.models.attention import Memory, TextMemory, attend, attend_causally
 from foredraft.models.cache import KVCache
 from foredraft.models.config import DecoderConfig
 from foredraft.models.packing import PackedLinear, can_pack, pack
@@ -240,12 +240,23 @@ class Decoder(nn.Module):
         """Give the residual stream before the first layer, then after each layer in turn."""
         plan = skip or SkipPlan()
         plan.check(self.config.n_layers)
-        memory = Memory(self.config, tokens, cache, self.dtype)
-        hidden = self._embedded(tokens) if start is None else start
+        memory = TextMemory(self.config, tokens, cache, self.dtype)
+        hidden = self.embedded(tokens) if start is None else start
         yield hidden
+        yield from self.through(hidden, memory, plan)
+
+    def through(self, hidden: Hidden, memory: Memory, plan: SkipPlan) -> Iterator[Hidden]:
+        """Give the residual stream after each layer, which sees what the memory lets it see."""
         for layer in self.layers:
             hidden = layer(hidden, memory, plan)
             yield hidden
+
+    def embedded(self, tokens: Tokens) -> Hidden:
+        """Look the tokens up: where the residual stream begins."""
+        hidden = self.embedding(tokens)
+        if self.config.embedding_scale != 1.0:  # the reference rounds the factor to the dtype too
+            hidden = hidden * hidden.new_full((), self.config.embedding_scale)
+        return hidden
 
     def logits(
         self, hidden: Float[Tensor, "*batch hidden"], head: nn.Module | None = None
@@ -266,9 +277,3 @@ class Decoder(nn.Module):
         head = nn.Linear(*reversed(rows.shape), bias=False, device="meta")
         head.weight = nn.Parameter(rows, requires_grad=False)
         return head
-
-    def _embedded(self, tokens: Tokens) -> Hidden:
-        hidden = self.embedding(tokens)
-        if self.config.embedding_scale != 1.0:  # the reference rounds the factor to the dtype too
-            hidden = hidden * hidden.new_full((), self.config.embedding_scale)
-        return hidden

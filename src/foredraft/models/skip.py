@@ -2,12 +2,15 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, ClassVar, final
 
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import PretrainedConfig
 
+from foredraft import paths
+from foredraft.hints import unknown
 from foredraft.models.config import DecoderConfig
 from foredraft.models.weights import slots
 
@@ -53,6 +56,15 @@ class SkipPlan:
         if not 0 <= n <= n_layers:
             raise ValueError(f"n={n}: of {n_layers} layers, 0 to {n_layers} can be skipped")
         return cls.layers((2 * i + 1) * n_layers // (2 * n) for i in range(n))
+
+    @classmethod
+    def published(cls, name: str) -> "SkipPlan":
+        """Give the plan that is kept under this name; ValueError if there is none.
+
+        >>> len(SkipPlan.published("gemma-2-9b-it"))
+        37
+        """
+        return PublishedPlan.read(name).plan
 
     def __len__(self) -> int:
         return len(self.attn) + len(self.mlp)
@@ -112,6 +124,59 @@ class SkipPlan:
         if not shaped or not all(isinstance(layers, list) for layers in fields.values()):
             raise ValueError(f"{text[:80]!r} is no plan; a plan looks like {cls().to_json()}")
         return cls(**{branch: _layers(layers, branch) for branch, layers in fields.items()})
+
+
+Layers = tuple[Annotated[int, Field(ge=0)], ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """A plan as files have it: layer indices."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    attn: Layers
+    mlp: Layers
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PublishedPlan:
+    """A plan with the model that it is for, where it is from, and what is said of it.
+
+    `gamma` is the draft length that it was chosen for, None if none is given. `predicted` and
+    `measured` are named figures, rates in tokens a second. Whatever else a file holds, such as the
+    log of a search, is left alone.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
+
+    branches: Annotated[Branches, Field(alias="plan")]
+    model: str
+    source: str
+    gamma: Annotated[int, Field(ge=1)] | None
+    predicted: Mapping[str, float] | None
+    measured: Mapping[str, float] | None
+
+    @classmethod
+    def read(cls, name: str) -> "PublishedPlan":
+        """Read the file of this name; ValueError for an unknown name, or a file of another form."""
+        known = [path.stem for path in paths.PLANS.glob("*.json")]
+        if name not in known:
+            raise unknown("plan", name, known)
+        path = paths.plan(name)
+        try:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            key = ".".join(map(str, wrong["loc"])) or "the file"
+            raise ValueError(f"{paths.label(path)}: {key}: {wrong['msg']}") from None
+
+    @property
+    def plan(self) -> SkipPlan:
+        """The branches as a plan."""
+        return SkipPlan(self.branches.attn, self.branches.mlp)
 
 
 @final
