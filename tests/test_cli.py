@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
 from rich.console import Console
 
 import foredraft as fd
@@ -282,6 +283,78 @@ def test_whoever_drafts_the_greedy_text_is_the_same(foredraft, output, words):
     code, out, err = foredraft(*greedy, *words)
     assert (code, out) == (0, foredraft(*greedy)[1])
     assert " 0 drafted" not in err
+
+
+def test_a_draft_model_of_the_same_size_but_other_tokens_is_refused_by_their_names(
+    foredraft, tmp_path
+):
+    """As many tokens, two of which have changed places: sizes alone would not tell."""
+    whole = paths.model("pocket-llama-draft")
+    for file in whole.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    tokenizer = json.loads((whole / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    one, other = (next(word for word, i in vocab.items() if i == place) for place in (300, 301))
+    vocab[one], vocab[other] = 301, 300
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    code, out, err = foredraft("generate", "x", "--drafter", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert "error: the draft model's tokenizer differs from the target's in 2 tokens" in err
+    assert all(told in err for told in (f"{one!r} (300, 301)", f"{other!r} (301, 300)"))
+    assert "Traceback" not in err
+
+
+PAIR = ("--model", "pocket-llama", "--drafter", "pocket-llama-draft")
+FIBONACCI = ("generate", "def fib(n):", *PAIR, "-n", "24")
+KINDS = {
+    "accepted": ("\x1b[32m", ""),
+    "recovered": ("\x1b[33m", "‹r›"),
+    "bonus": ("\x1b[34m", "‹b›"),
+}
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """Note each piece that is written and, as None, the end of each round."""
+    written = []
+    echo, generate = typer.echo, fd.generate
+
+    def write(text="", **options):
+        written.append(text)
+        echo(text, **options)
+
+    def noted(*args, on_round, **options):
+        def end(each):
+            on_round(each)
+            written.append(None)
+
+        return generate(*args, on_round=end, **options)
+
+    monkeypatch.setattr(typer, "echo", write)
+    monkeypatch.setattr(fd, "generate", noted)
+    return written
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_pocket_pair_streams_all_three_kinds_of_tokens_then_one_line_of_figures(
+    foredraft, output, streamed, terminal
+):
+    """Told apart by colour on a terminal, by marks without; each round is shown as it ends."""
+    output(terminal=terminal)
+    code, out, err = foredraft(*FIBONACCI)
+    assert code == 0
+    for colour, mark in KINDS.values():
+        assert (colour in out) == terminal
+        assert not mark or (mark in out) != terminal
+    legend, figures = err.splitlines()
+    assert [part in legend for part in KINDS] == [True] * 3
+    rounds = int(re.search(r"^24 tokens · (\d+) rounds · \d+ drafted · \d+ accepted", figures)[1])
+    assert streamed.count(None) == rounds > 3
+    assert streamed[0], "shown before the first round was over"
+    first, last = streamed.index(None), len(streamed) - 1 - streamed[::-1].index(None)
+    assert len([piece for piece in streamed[first:last] if piece]) >= rounds
+    assert "".join(filter(None, streamed)) + "\n" == out
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from foredraft.decoding.draft import ModelDrafter as ModelDrafter
     from foredraft.decoding.draft import PromptLookupDrafter as PromptLookupDrafter
+    from foredraft.decoding.exit import AdaptiveExit as AdaptiveExit
     from foredraft.decoding.exit import ConfidenceExit as ConfidenceExit
+    from foredraft.decoding.exit import CostAwareExit as CostAwareExit
     from foredraft.decoding.exit import FixedLength as FixedLength
     from foredraft.decoding.gate import AlwaysDraft as AlwaysDraft
     from foredraft.decoding.loop import Generation as Generation
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
     from foredraft.sampling import Sampler as Sampler
 
 _HOMES = {
+    "AdaptiveExit": "foredraft.decoding.exit",
     "AlwaysDraft": "foredraft.decoding.gate",
     "ConfidenceExit": "foredraft.decoding.exit",
+    "CostAwareExit": "foredraft.decoding.exit",
     "Decoder": "foredraft.models.decoder",
     "FixedLength": "foredraft.decoding.exit",
     "Generation": "foredraft.decoding.loop",

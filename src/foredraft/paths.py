@@ -19,6 +19,7 @@ PARAMS = ROOT / "params.yaml"
 NOTEBOOKS = ROOT / "notebooks"
 MODELS = ROOT / "data" / "models"
 PROMPTS = ROOT / "data" / "prompts"
+PLANS = ROOT / "data" / "plans"
 RECORDED = ROOT / "data" / "recorded"
 CORPUS = ROOT / "data" / "corpus.json"
 """Which packages, files and bytes the pocket models were trained on."""
@@ -108,9 +109,19 @@ def training(name: str) -> Path:
     return CACHE / "training" / name
 
 
+def searches(key: str) -> Path:
+    """The folder where searches with some settings, which a digest names, keep their trials."""
+    return CACHE / "search" / key
+
+
 def prompts(name: str) -> Path:
     """A file of prompts, one JSON object a line."""
     return PROMPTS / f"{name}.jsonl"
+
+
+def plan(name: str) -> Path:
+    """A file of one skip plan, published or found."""
+    return PLANS / f"{name}.json"
 
 
 def module(name: str) -> Path | None:

@@ -1,6 +1,9 @@
 """The contest of whole generations: who takes part, and what each row of its table says."""
 
+import hashlib
+import json
 import math
+from collections import defaultdict
 from dataclasses import replace
 
 import pandas
@@ -8,6 +11,7 @@ import pytest
 import torch
 
 import foredraft as fd
+from foredraft.benchmarks import decoding
 from foredraft.benchmarks.decoding import (
     Arm,
     Contest,
@@ -21,6 +25,7 @@ from foredraft.benchmarks.decoding import (
 from tests.benchmarks.conftest import tiny
 
 NEW_TOKENS = 12
+PROMPTS = ((1, 2, 3, 4), (2, 2, 3, 5), (3, 2, 3, 6))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +33,7 @@ def contest() -> Contest:
     theirs, their_draft = tiny(0), tiny(1)
     return Contest(
         *(fd.Decoder.from_hf(theirs), fd.Decoder.from_hf(their_draft), theirs, their_draft),
-        prompts=[[1 + i, 2, 3, 4 + i] for i in range(3)],
+        prompts=[[*prompt] for prompt in PROMPTS],
         new_tokens=NEW_TOKENS,
         length=2,
         lengths=(1, 2),
@@ -36,12 +41,61 @@ def contest() -> Contest:
     )
 
 
+def digest(ids):
+    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()
+
+
 @pytest.fixture(scope="module")
-def table(contest):
-    return decoding_benchmark(contest)
+def run(contest):
+    """Run the contest; give its table and, by arm and case, what each run was given to continue.
+
+    That is a tuple of digests, one a row, taken as either library is asked to generate.
+    """
+    given, now = defaultdict(list), []
+    ours, theirs, alternate = decoding.generate, contest.theirs.generate, decoding.alternate
+
+    def noted(arms, cases, **options):
+        def note(arm):
+            return lambda case: now.append((arm, case)) or arms[arm](case)
+
+        return alternate({arm: note(arm) for arm in arms}, cases, **options)
+
+    def asked_of(generate):
+        def asked(*args, **options):
+            prompts = next(each for each in args if not isinstance(each, torch.nn.Module))
+            rows = prompts.tolist() if isinstance(prompts, torch.Tensor) else prompts
+            given[now[-1]].append(tuple(map(digest, rows)))
+            return generate(*args, **options)
+
+        return asked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "alternate", noted)
+        patch.setattr(decoding, "generate", asked_of(ours))
+        patch.setattr(contest.theirs, "generate", asked_of(theirs))
+        return decoding_benchmark(contest), given
 
 
-def test_every_strategy_meets_its_counterpart_on_the_same_prompts(table):
+@pytest.fixture(scope="module")
+def table(run):
+    return run[0]
+
+
+def test_all_arms_continue_the_same_prompts_and_no_arm_what_another_made_of_them(run):
+    """By the digests of the very ids; a batch has further prompts in its further rows."""
+    table, given = run
+    prompts = [digest(prompt) for prompt in PROMPTS]
+    cases = defaultdict(set)
+    for (arm, case), runs in given.items():
+        (rows,) = {*runs}
+        n_rows = int(arm.removesuffix(", in parts").rpartition(" ")[2])
+        assert rows == tuple(prompts[(case + row) % len(prompts)] for row in range(n_rows)), arm
+        cases[arm].add(case)
+    assert all(met == {0, 1, 2} for met in cases.values())
+    assert len([arm for arm in cases if "in parts" not in arm]) == len(table)
+
+
+def test_every_strategy_meets_its_counterpart(table):
     found = set(table[["strategy", "library", "batch"]].itertuples(index=False, name=None))
     for strategy in ("autoregressive", "draft model", "draft model, confident", "prompt lookup"):
         assert {(strategy, "foredraft", 1), (strategy, "transformers", 1)} <= found

@@ -1,11 +1,15 @@
 """Tiny random models, in float64 where laws are integrated, and drafters of every temper."""
 
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, LlamaConfig
 
 import foredraft as fd
@@ -16,12 +20,12 @@ WINDOW = 6
 
 
 @cache
-def tiny(family: str, vocab: int, seed: int, dtype: torch.dtype) -> fd.Decoder:
+def tiny(family: str, vocab: int, seed: int, dtype: torch.dtype, hidden: int = 16) -> fd.Decoder:
     """A decoder with random weights large enough for uneven distributions."""
     sizes = {
         "vocab_size": vocab,
-        "hidden_size": 16,
-        "intermediate_size": 24,
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden // 2,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
@@ -73,6 +77,66 @@ class Scripted:
 
     def keep_rows(self, rows) -> None:
         pass
+
+
+class Waits(TorchFunctionMode):
+    """Count, on the CPU, how often the host would wait for a device that holds the tensors.
+
+    It waits for whatever depends on their values: a number that Python sees, a shape, a place
+    (`asks`). It waits too where it sends numbers by any other way than `sent` (`sends`). Unless
+    `looks`, each tensor says that it is not on the CPU, so that what runs is what runs on a GPU.
+    """
+
+    ASKS = frozenset(
+        {
+            *("item", "_local_scalar_dense", "equal", "allclose", "is_nonzero", "bincount"),
+            *("nonzero", "nonzero_numpy", "argwhere", "masked_select", "repeat_interleave"),
+            *("_unique2", "unique_dim", "unique_consecutive"),
+        }
+    )
+    BRINGS = frozenset({"tolist", "numpy", "cpu", "__array__"})
+    BY_PLACE = frozenset({"index", "index_put", "index_put_"})
+
+    def __init__(self, *, looks: bool = False) -> None:
+        super().__init__()
+        self.asks, self.sends, self.looks = 0, 0, looks
+        self._below: AbstractContextManager[object] = _Dispatched(self)
+
+    def __enter__(self) -> "Waits":
+        self._below.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *failure: object) -> None:
+        super().__exit__(*failure)
+        self._below.__exit__(*failure)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func == torch.Tensor.is_cpu.__get__ and not self.looks:
+            return False
+        by_list = func is torch.Tensor.__getitem__ and isinstance(args[1], list)
+        unsent = func is torch.tensor and sys._getframe(1).f_code.co_name != "sent"
+        self.sends += by_list or unsent
+        self.asks += func.__name__ in self.BRINGS
+        return func(*args, **(kwargs or {}))
+
+
+class _Dispatched(TorchDispatchMode):
+    """What reaches the dispatcher, where Python's own questions have few names.
+
+    Some operations are seen in their parts, but whole in inference mode.
+    """
+
+    def __init__(self, waits: Waits) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        places = args[1] if name in Waits.BY_PLACE else ()
+        masked = any(place is not None and place.dtype is torch.bool for place in places)
+        places_asked = name == "where" and len(args) == 1
+        self.waits.asks += masked or places_asked or name in Waits.ASKS
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(params=["llama", "gemma2"])

@@ -5,11 +5,13 @@ All randomness of the package enters through `invert` (a token from weights and 
 of all these in one round: the uniform is put at either end of the interval of that outcome, the
 shipped function decides, and the row's probability is multiplied by the interval's length. Summed
 over rows that is the exact law of one round after a text, through the whole of `generate`: draft
-model, caches, exit, verification. Rounds are chained to the joint law of three tokens.
+model, caches, exit, verification. Rounds are chained to the joint law of three tokens, by text and,
+where an exit learns, by what it has learnt from: the rounds of each row so far.
 """
 
 import itertools
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,6 +20,7 @@ import torch
 import foredraft as fd
 from foredraft import sampling
 from foredraft.decoding import verify
+from foredraft.decoding.exit import ExitPolicy
 from tests.decoding.conftest import Scripted, tiny
 from tests.proofs import DISTANCE
 
@@ -44,11 +47,30 @@ class Case:
     verification: str = "token"
     stop: object = None
     drafter: object = None
+    gate: object = None
+    learns: bool = False
+    """Whether the exit decides by what earlier rounds gave."""
+    drawn: int | None = None
+    """How many drafts are drawn at random; None for all."""
 
     def parts(self):
         target, draft = (tiny("llama", self.vocab, seed, DTYPE) for seed in (3, 4))
         drafter = self.drafter or fd.ModelDrafter(draft, self.draft_sampler)
         return target, drafter, self.stop or fd.FixedLength(self.length)
+
+
+@dataclass
+class Taught:
+    """An exit that has been through the rounds of each row: pairs of drafted and accepted."""
+
+    policy: ExitPolicy
+    histories: Sequence[tuple[tuple[int, int], ...]]
+
+    def begin(self, batch):
+        stop = self.policy.begin(batch)
+        for outcomes in itertools.zip_longest(*self.histories, fillvalue=(0, 0)):
+            stop.learn(*map(list, zip(*outcomes, strict=True)))
+        return stop
 
 
 @dataclass
@@ -102,51 +124,55 @@ class Outcomes:
 
     def surplus(self, vocab):
         """How many rows stand for the same outcome, because fewer things were drawn than listed."""
-        listed = self.drafts.shape[1]
-        return vocab ** (listed - self.drawn + 1) * 2 ** (listed - self.tossed)
+        drafts, coins = self.drafts.shape[1], self.coins.shape[1]
+        return vocab ** (drafts - self.drawn + 1) * 2 ** (coins - self.tossed)
 
 
-def round_laws(case, texts, monkeypatch):
-    """Give, for each text, the law of what one round emits."""
+def round_laws(case, states, monkeypatch):
+    """Give, for each text and history, the law of what one round emits and how it came about."""
     target, drafter, stop = case.parts()
     n_drafts, ids = case.length, range(case.vocab)
-    plan = [
-        (text, *drafts, *coins, last)
-        for text in range(len(texts))
-        for drafts in itertools.product(ids, repeat=n_drafts)
-        for coins in itertools.product((0, 1), repeat=n_drafts)
-        for last in ids
-    ]
-    table = torch.tensor(plan)
-    rows = [texts[text] for text in table[:, 0].tolist()]
+    n_drawn = n_drafts if case.drawn is None else case.drawn
+    table = torch.tensor(
+        [
+            (state, *drafts, *coins, last)
+            for state in range(len(states))
+            for drafts in itertools.product(ids, repeat=n_drawn)
+            for coins in itertools.product((0, 1), repeat=n_drafts)
+            for last in ids
+        ]
+    )
+    origins = table[:, 0].tolist()
+    texts, histories = zip(*(states[origin] for origin in origins), strict=True)
     outcomes = Outcomes(
-        torch.tensor([text[-1] for text in rows]),
-        table[:, 1 : n_drafts + 1],
-        table[:, n_drafts + 1 : -1].bool(),
+        torch.tensor([text[-1] for text in texts]),
+        table[:, 1 : n_drawn + 1],
+        table[:, n_drawn + 1 : -1].bool(),
         table[:, -1],
     )
     monkeypatch.setattr(sampling, "invert", outcomes.choose)
     monkeypatch.setattr(verify, "accepts", outcomes.toss)
-    law = [defaultdict(float) for _ in texts]
+    law = [defaultdict(float) for _ in states]
 
     def collect(each):
         if each.index == 0:
             return
         same = outcomes.surplus(case.vocab)
-        for row, text, mass in zip(
-            each.rows, table[:, 0].tolist(), outcomes.probability.tolist(), strict=True
+        for row, origin, mass in zip(
+            each.rows, origins, outcomes.probability.tolist(), strict=True
         ):
-            law[text][row.tokens] += mass / same
+            law[origin][row.tokens, (row.drafted, row.accepted)] += mass / same
         raise Enough
 
     with pytest.raises(Enough):
         fd.generate(
             target,
-            [list(text[:-1]) for text in rows],
+            [list(text[:-1]) for text in texts],
             sampler=case.sampler,
             max_new_tokens=n_drafts + 2,
             drafter=drafter,
-            exit_policy=stop,
+            exit_policy=Taught(stop, histories) if case.learns else stop,
+            gate=case.gate,
             eos_token_id=[],
             verification=case.verification,
             on_round=collect,
@@ -157,22 +183,20 @@ def round_laws(case, texts, monkeypatch):
 
 def joint_law(case, monkeypatch):
     """Chain rounds to the law of the three tokens after the prompt."""
-    ids = range(case.vocab)
-    texts = [PROMPT + more for n in range(JOINT) for more in itertools.product(ids, repeat=n)]
-    laws = dict(zip(texts, round_laws(case, texts, monkeypatch), strict=True))
-    for text, law in laws.items():
-        assert sum(law.values()) == pytest.approx(1, abs=1e-12), text
     joint = defaultdict(float)
-
-    def go_on(text, mass):
-        if len(text) >= len(PROMPT) + JOINT:
-            joint[text[len(PROMPT) : len(PROMPT) + JOINT]] += mass
-            return
-        for tokens, share in laws[text].items():
-            if share:
-                go_on(text + tokens, mass * share)
-
-    go_on(PROMPT, 1.0)
+    waiting: defaultdict[tuple, float] = defaultdict(float, {(PROMPT, ()): 1.0})
+    for length in range(len(PROMPT), len(PROMPT) + JOINT):
+        states = [state for state in waiting if len(state[0]) == length]
+        laws = round_laws(case, states, monkeypatch) if states else []
+        for state, law in zip(states, laws, strict=True):
+            assert sum(law.values()) == pytest.approx(1, abs=1e-12), state
+            text, history = state
+            for (tokens, outcome), share in law.items():
+                after, mass = text + tokens, waiting[state] * share
+                if len(after) >= len(PROMPT) + JOINT:
+                    joint[after[len(PROMPT) : len(PROMPT) + JOINT]] += mass
+                elif mass:
+                    waiting[after, (*history, outcome) if case.learns else ()] += mass
     return joint
 
 
@@ -211,6 +235,48 @@ DRAFT_SAMPLERS = {"same": None, "hot": fd.Sampler(1.7), "greedy": fd.Sampler(tem
 rules = pytest.mark.parametrize("verification", ["token", "block"])
 
 
+@dataclass
+class Capricious:
+    """Decide by digits of the confidence that no law knows, which differ by the token drafted."""
+
+    max_length: int = 2
+    watches = True
+
+    def begin(self, batch):
+        return self
+
+    def goes_on(self, confidence):
+        return (confidence * 1e6).long() % 2 == 0
+
+    def learn(self, drafted, accepted):
+        pass
+
+    def keep_rows(self, rows):
+        pass
+
+
+@dataclass
+class Between:
+    """A gate that opens on some confidences of the target."""
+
+    least: float
+    most: float
+
+    def opens(self, confidence):
+        return [self.least <= each <= self.most for each in confidence]
+
+
+MOVING = {"target": 0.5, "step": 0.4, "memory": 0.2, "inertia": 0.1, "max_length": 2}
+"""So that a round or two change what the exit says of tokens as sure as these."""
+FURTHER_STOPS = {
+    "Draft & Verify": fd.AdaptiveExit("draft_and_verify", 0.45, **MOVING),
+    "article": fd.AdaptiveExit("article", 0.45, **MOVING),
+    "worth its time": fd.CostAwareExit(0.4, 2),
+    "capricious": Capricious(),
+}
+GATES = {"always": None, "unsure": Between(0.0, 0.4), "sure": Between(0.4, 1.0)}
+
+
 @rules
 @pytest.mark.parametrize("stop", STOPS)
 @pytest.mark.parametrize("draft_sampler", DRAFT_SAMPLERS)
@@ -229,8 +295,64 @@ def test_three_tokens_follow_the_target_s_law(
     assert found < 1e-12
 
 
+def further(stop, **options):
+    """A case with an exit that learns, counts or is capricious."""
+    learns = isinstance(FURTHER_STOPS[stop], fd.AdaptiveExit)
+    return Case(stop=FURTHER_STOPS[stop], learns=learns, **options)
+
+
 @rules
-@pytest.mark.parametrize(("vocab", "length"), [(2, 3), (3, 3), (4, 2), (5, 1)])
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("stop", FURTHER_STOPS)
+def test_so_they_do_whatever_a_gate_and_an_exit_decide_and_learn(
+    stop, gate, verification, monkeypatch, record_property
+):
+    case = further(stop, gate=GATES[gate], sampler=fd.Sampler(0.8), verification=verification)
+    found = distance(case, monkeypatch)
+    record_property(DISTANCE, found)
+    assert found < 1e-12
+
+
+TEXTS = [PROMPT + more for more in itertools.product(range(3), repeat=2)]
+HISTORIES = [((1, 0), (1, 0)), ((2, 0), (2, 0)), ((2, 0), (1, 0)), ((1, 1),), ((2, 1),)]
+"""What two tokens may have come of; a gate that closed leaves less."""
+
+
+def draft_lengths(case, states, monkeypatch):
+    """Give the law of the draft's length after each text and history."""
+    found = []
+    for law in round_laws(case, states, monkeypatch):
+        lengths = [0.0] * (case.length + 1)
+        for (_, (drafted, _)), mass in law.items():
+            lengths[drafted] += mass
+        found.append(lengths)
+    return found
+
+
+@pytest.mark.parametrize("stop", FURTHER_STOPS)
+def test_the_exits_of_these_proofs_decide_by_the_token_drafted(stop, monkeypatch):
+    found = draft_lengths(further(stop), [(text, ()) for text in TEXTS], monkeypatch)
+    assert any(min(lengths[1:]) > 0.1 for lengths in found)
+
+
+@pytest.mark.parametrize("stop", ["Draft & Verify", "article"])
+def test_the_adaptive_exits_of_these_proofs_decide_by_earlier_rounds(stop, monkeypatch):
+    states = list(itertools.product(TEXTS, HISTORIES))
+    found = draft_lengths(further(stop), states, monkeypatch)
+    two = {state: lengths[2] for state, lengths in zip(states, found, strict=True)}
+    moved = [max(of) - min(of) for text in TEXTS if (of := [two[text, h] for h in HISTORIES])]
+    assert max(moved) > 0.1
+
+
+@pytest.mark.parametrize("gate", ["unsure", "sure"])
+def test_the_gates_of_these_proofs_open_after_some_texts_only(gate, monkeypatch):
+    states = [(text, ()) for text in TEXTS]
+    found = draft_lengths(Case(gate=GATES[gate]), states, monkeypatch)
+    assert {round(lengths[0], 12) for lengths in found} == {0.0, 1.0}
+
+
+@rules
+@pytest.mark.parametrize(("vocab", "length"), [(2, 3), (3, 3), (4, 2), (5, 1), (4, 3)])
 def test_so_they_do_for_other_vocabularies_and_draft_lengths(
     vocab, length, verification, monkeypatch, record_property
 ):
@@ -249,7 +371,13 @@ def test_so_they_do_for_proposals_that_nobody_drew(
 ):
     """One-hot proposals, of a length of their own in each row."""
     proposals = Scripted(lambda text, limit: [(text[-1] + i) % 3 for i in range(1 + sum(text) % 3)])
-    case = Case(length=3, sampler=SAMPLERS[sampler], drafter=proposals, verification=verification)
+    case = Case(
+        length=3,
+        drawn=0,
+        sampler=SAMPLERS[sampler],
+        drafter=proposals,
+        verification=verification,
+    )
     found = distance(case, monkeypatch)
     record_property(DISTANCE, found)
     assert found < 1e-12

@@ -8,6 +8,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 import foredraft as fd
 from foredraft import sampling
+from foredraft.models.cache import sent
+from tests.decoding.conftest import Waits
 
 VOCAB = 61
 GREEDY = fd.Sampler(temperature=0.0)
@@ -181,6 +183,40 @@ def test_logits_without_a_finite_value_raise_at_once_or_at_the_commit(
     monkeypatch.setattr(sampling, "_may_look", lambda tensor: looks)
     with pytest.raises(ValueError, match=told):
         fd.generate(broken, [[1, 2]], sampler=fd.Sampler(), max_new_tokens=2)
+
+
+NUMBERS = torch.arange(5)
+ASKS = {
+    "a list": lambda: NUMBERS.tolist(),
+    "a number": lambda: NUMBERS[2].item(),
+    "a whole number": lambda: int(NUMBERS.max()),
+    "a fraction": lambda: float(NUMBERS[1]),
+    "a condition": lambda: bool((NUMBERS > 1).any()),
+    "a length": lambda: NUMBERS[: NUMBERS[2]],
+    "a mask": lambda: NUMBERS[NUMBERS > 2],
+    "places": lambda: torch.where(NUMBERS > 1),
+    "a copy": lambda: NUMBERS.cpu(),
+    "numbers sent": lambda: torch.tensor([1, 2]),
+    "places sent": lambda: NUMBERS[[1, 2]],
+}
+KEEPS = {
+    "a choice": lambda: torch.where(NUMBERS > 1, NUMBERS, -1),
+    "a sum": lambda: NUMBERS.cumsum(0).amax(),
+    "a gather": lambda: NUMBERS[NUMBERS],
+    "numbers sent without waiting": lambda: sent([1, 2], NUMBERS.device),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "waits"),
+    [*((call, 1) for call in ASKS.values()), *((call, 0) for call in KEEPS.values())],
+    ids=[*ASKS, *KEEPS],
+)
+@pytest.mark.parametrize("infers", [True, False], ids=["inference mode", "no mode"])
+def test_a_wait_for_the_device_is_counted_however_it_comes_about(call, waits, infers):
+    with Waits() as seen, torch.inference_mode(infers):
+        call()
+    assert seen.asks + seen.sends == waits
 
 
 def test_prompts_are_left_as_they_were(pair):

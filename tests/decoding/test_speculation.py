@@ -1,16 +1,18 @@
 """Speculative decoding end to end: greedy text, caches, ends, budgets, whoever drafts."""
 
+import itertools
 import random
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
 
 import foredraft as fd
+from foredraft.decoding import verify
 from foredraft.decoding.draft import Draft, Job
 from foredraft.decoding.reader import Reader
 from foredraft.decoding.text import Text
-from tests.decoding.conftest import WINDOW, Scripted, tiny
+from tests.decoding.conftest import WINDOW, Scripted, Waits, tiny
 
 VOCAB = 24
 GREEDY = fd.Sampler(temperature=0.0)
@@ -37,6 +39,18 @@ def fickle(text, limit):
     return [chance.randrange(VOCAB) for _ in range(chance.randint(0, limit))]
 
 
+def almost_right(family, text, limit):
+    """Propose what greedy decoding goes on with, but for one token in most drafts."""
+    known = (
+        [*prompt, *new]
+        for sampler in (GREEDY, PENALISED)
+        for prompt, new in zip(PROMPTS, plain(family, sampler, 16), strict=True)
+    )
+    right = next(whole[len(text) :] for whole in known if whole[: len(text)] == text)
+    place = len(text) % (limit + 1)
+    return [(token + (i == place)) % VOCAB for i, token in enumerate(right[:limit])]
+
+
 def drafters(family):
     ours = target(family)
     return {
@@ -48,6 +62,7 @@ def drafters(family):
         "lookup": fd.PromptLookupDrafter(),
         "wrong": Scripted(wrong),
         "fickle": Scripted(fickle),
+        "almost right": Scripted(partial(almost_right, family)),
     }
 
 
@@ -62,12 +77,16 @@ def plain(family, sampler, n):
     "name",
     [
         *("itself", "another", "another, sampled", "in part", "in part, trimmed"),
-        *("lookup", "wrong", "fickle"),
+        *("lookup", "wrong", "fickle", "almost right"),
     ],
 )
 def test_greedy_text_is_autoregressive_decoding_s_token_for_token(family, name, stop, verification):
-    """Batch 1 and ragged 8, beyond Gemma-2's window; with and without a repetition penalty."""
-    for sampler in (GREEDY, PENALISED):
+    """Ragged 8 and batch 1, beyond Gemma-2's window; with and without a repetition penalty.
+
+    Over exits, verifications and samplers each drafter continues each prompt alone.
+    """
+    turn = 4 * list(EXITS).index(stop) + 2 * (verification == "block")
+    for row, sampler in enumerate((GREEDY, PENALISED), turn):
         wanted = plain(family, sampler, 16)
         options = {
             "sampler": sampler,
@@ -78,8 +97,66 @@ def test_greedy_text_is_autoregressive_decoding_s_token_for_token(family, name, 
             "generator": torch.Generator().manual_seed(0),
         }
         assert fd.generate(target(family), PROMPTS, **options).tokens == wanted
-        for row in (3,):
-            assert fd.generate(target(family), [PROMPTS[row]], **options).tokens == [wanted[row]]
+        assert fd.generate(target(family), [PROMPTS[row]], **options).tokens == [wanted[row]]
+
+
+def read(model, text, width):
+    """Give the float32 logits after each token of a text that is read `width` tokens at a time."""
+    cache, parts = model.new_cache(1, len(text)), []
+    for start in range(0, len(text), width):
+        part = text[start : start + width]
+        parts.append(model(torch.tensor([part]), cache)[0].float())
+        cache.commit(len(part))
+    return torch.cat(parts)
+
+
+def noise(model, text):
+    """Measure by how much one logit gains on another if k tokens are read at once, not each alone.
+
+    At worst over the text's places, for drafts of one and of four.
+    """
+    alone = read(model, text, 1)
+    moved = [read(model, text, width) - alone for width in (2, 5)]
+    return max((each.amax(-1) - each.amin(-1)).max().item() for each in moved)
+
+
+def lead_and_noise(seed, n_prompt):
+    """Decode a text greedily in bfloat16 without a draft and with one.
+
+    Where the two part, gives the target's lead of the former's token over the latter's, no less
+    than the margin of its two best; 0 if they do not part. And the noise.
+    """
+    vocab, n_new = 1000, 40
+    ours = tiny("llama", vocab, seed, torch.bfloat16, hidden=64)
+    prompt = torch.randint(vocab, (n_prompt,), generator=torch.Generator().manual_seed(n_prompt))
+    prompt, drafter = prompt.tolist(), fd.SelfDrafter(fd.SkipPlan(mlp=[1]))
+    alone, drafted = (
+        fd.generate(ours, [prompt], sampler=GREEDY, max_new_tokens=n_new, drafter=who).tokens[0]
+        for who in (None, drafter)
+    )
+    place = next((i for i in range(n_new) if alone[i] != drafted[i]), None)
+    lead = 0.0
+    if place is not None:
+        after = read(ours, [*prompt, *alone[:place]], 1)[-1]
+        lead = (after[alone[place]] - after[drafted[place]]).item()
+    return lead, noise(ours, prompt + alone)
+
+
+PARTING = [(2, 1), (2, 17)]
+"""Seeds, and lengths of prompts whose greedy texts part, at least where they were chosen."""
+
+
+@pytest.mark.parametrize(("seed", "n_prompt"), PARTING)
+def test_greedy_texts_part_in_bfloat16_only_where_the_lead_is_no_more_than_noise(seed, n_prompt):
+    lead, most = lead_and_noise(seed, n_prompt)
+    assert lead <= most
+
+
+def test_a_verifier_that_lets_everything_stand_is_told_from_noise(monkeypatch):
+    """The control of the test above."""
+    monkeypatch.setattr(verify, "accepts", lambda uniforms, chances: chances > -1)
+    lead, most = lead_and_noise(*PARTING[1])
+    assert lead > 3 * most
 
 
 @pytest.mark.parametrize("verification", ["token", "block"])
@@ -229,6 +306,90 @@ def test_drafting_up_to_the_model_s_last_position_needs_no_room_behind_it():
         exit_policy=fd.FixedLength(8),
     )
     assert [len(tokens) for tokens in made.tokens] == [room, room]
+
+
+WATCHED = fd.Sampler(0.9, top_k=20, top_p=0.95, repetition_penalty=1.1)
+
+
+def waits_by_round(family, drafter, stop, prompts, verification="token"):
+    """Give how often the host waits in each round, and between it and the one before.
+
+    Rows end at different times, by the budget and by a token that ends a text.
+    """
+    told = [0]
+
+    def tell(each):
+        if each.index == 0:
+            seen.sends = 0  # the prompts, beforehand
+        told.append(seen.asks + seen.sends)
+
+    with Waits() as seen:
+        made = fd.generate(
+            target(family),
+            prompts,
+            sampler=WATCHED,
+            max_new_tokens=14,
+            drafter=drafter,
+            exit_policy=stop,
+            eos_token_id=[7],
+            verification=verification,
+            generator=torch.Generator().manual_seed(4),
+            on_round=tell,
+        )
+    return made, [after - before for before, after in itertools.pairwise(told)]
+
+
+rows = pytest.mark.parametrize(
+    "prompts", [[PROMPTS[3]], PROMPTS[:4]], ids=["one row", "ragged rows"]
+)
+
+
+@rows
+@pytest.mark.parametrize(
+    ("name", "verification"),
+    [
+        *(("nobody", "token"), ("another", "token"), ("in part", "block"), ("lookup", "token")),
+        *(("an exit, reused", "token"), ("in part, trimmed", "block")),
+    ],
+)
+def test_the_host_waits_for_the_device_once_a_round(family, name, verification, prompts):
+    """Draft models, the target itself, the text, or nobody; from the prefill to the last round."""
+    reused = {"an exit, reused": fd.SelfDrafter(fd.SkipPlan.early_exit(1, 2))}
+    drafter = ({"nobody": None} | reused | drafters(family))[name]
+    made, waits = waits_by_round(family, drafter, fd.FixedLength(3), prompts, verification)
+    assert len(waits) > 2
+    assert waits == [1] * len(waits)
+    assert (made.trace.drafted > 0) == (drafter is not None)
+
+
+@rows
+@pytest.mark.parametrize("name", ["another", "in part"])
+def test_a_confidence_exit_waits_once_more_for_each_drafted_token_but_the_last_that_may_be(
+    family, name, prompts
+):
+    stop = fd.ConfidenceExit(0.1, 3)
+    made, waits = waits_by_round(family, drafters(family)[name], stop, prompts)
+    wanted, left = [], dict.fromkeys(range(len(prompts)), 14)
+    for each in made.trace.rounds:
+        most = min(stop.max_length, max(left[row.row] for row in each.rows) - 1)
+        drafted = max(row.drafted for row in each.rows)
+        wanted.append(1 + (min(drafted, most - 1) if drafted else 0))
+        left |= {row.row: left[row.row] - len(row.tokens) for row in each.rows}
+    assert waits == wanted
+    assert len(set(waits)) > 1
+
+
+def test_prompt_lookup_looks_at_the_device_only_where_that_is_the_cpu():
+    """There one look at the longest match spares verification what no row has to propose."""
+    ours = target("llama")
+    text = Text([[1, 2, 3, 1, 2], [3]], 12, ours.device)
+    job = Job(Reader(ours, 2, 12, 6), GREEDY, 2, 12, 6)
+    proposer = fd.PromptLookupDrafter().begin(job)
+    for looks in (False, True):
+        with Waits(looks=looks) as seen:
+            draft = proposer.propose(text, [2, 4], fd.FixedLength(4), generator=torch.Generator())
+        assert seen.asks + seen.sends == looks
+        assert draft.tokens.shape[1] == (2 if looks else 4)
 
 
 def test_two_generations_in_a_row_are_two_fresh_ones():

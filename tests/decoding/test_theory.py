@@ -136,6 +136,80 @@ def test_the_best_length_looks_no_further_than_the_known_acceptances():
     assert theory.best_length(1.0, cost=0.1, longest=5) == 5
 
 
+def test_the_best_measured_length_is_the_fastest_of_those_that_were_timed():
+    """By hand: γ = 1 gives 19 ÷ 14, γ = 2 27.1 ÷ 17, γ = 4 40.951 ÷ 24, and 3 was not timed."""
+    alphas = [0.9] * 4
+    gains = {n: theory.predicted_speedup(alphas, n, COSTS) for n in COSTS.verify}
+    assert gains == pytest.approx({1: 19 / 14, 2: 27.1 / 17, 4: 40.951 / 24})
+    assert theory.best_measured_length(alphas, COSTS) == 4
+    assert theory.best_measured_length(alphas[:3], COSTS) == 2
+
+
+@pytest.mark.parametrize(
+    ("alphas", "best"),
+    [([], 0), ([0.0] * 4, 0), ([0.4], 0), ([0.41], 1), ([0.3, 1.0], 0), ([0.39, 1.0], 2)],
+)
+def test_to_draft_at_all_is_best_only_where_a_timed_length_pays(alphas, best):
+    """By hand: one draft expects 10 (1 + α) for 14, as much as none at α = 0.4; two cost 17."""
+    assert theory.best_measured_length(alphas, COSTS) == best
+
+
+def test_measured_and_given_costs_agree_on_the_best_length():
+    for alpha, cost in itertools.product((0.3, 0.6, 0.8, 0.95), (0.05, 0.2, 0.5)):
+        timed = theory.Costs(target=1.0, draft=cost, verify=dict.fromkeys(range(1, 20), 1.0))
+        wanted = theory.best_length(alpha, cost=cost, longest=19)
+        assert theory.best_measured_length([alpha] * 19, timed) == wanted
+
+
+def test_what_a_slower_verification_of_longer_drafts_costs_shortens_the_best():
+    alphas = [0.9] * 8
+    even = theory.Costs(target=10.0, draft=1.0, verify=dict.fromkeys(range(1, 9), 10.0))
+    steep = theory.Costs(target=10.0, draft=1.0, verify={n: 10.0 + 2 * n for n in range(1, 9)})
+    assert theory.best_measured_length(alphas, even) > theory.best_measured_length(alphas, steep)
+
+
+def random_laws(seed: int, n: int, vocab: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, vocab, generator=generator, dtype=torch.float64).softmax(-1)
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_chances_to_stand_add_up_to_what_the_rule_accepts(rule, seed):
+    """Over every draft of three and all their coins, through the shipped rule."""
+    length, vocab = 3, 3
+    p, q = random_laws(seed, length + 1)[None], random_laws(seed + 9, length)[None]
+    counted = foretold = 0.0
+    for tokens in itertools.product(range(vocab), repeat=length):
+        drafts = torch.tensor([tokens])
+        mass = q[0].gather(-1, drafts.T).prod().item()
+        foretold += mass * theory.stand(drafts, q, p)[rule].sum().item()
+        decided = RULES[rule](drafts, q, p, torch.tensor([length]))
+        heads = decided.chances.clamp(max=1)
+        for coins in itertools.product((True, False), repeat=length):
+            said = torch.tensor([coins])
+            share = torch.where(said, heads, 1 - heads).prod().item()
+            counted += mass * share * decided.count(said).item()
+    assert foretold == pytest.approx(counted, abs=1e-12)
+
+
+def test_the_paper_s_example_expects_10_9_accepted_drafts_by_token_and_11_9_by_block():
+    """2403.10444, section 2."""
+    p, q = (torch.tensor(law, dtype=torch.float64) for law in ([1 / 3, 2 / 3], [2 / 3, 1 / 3]))
+    drafts = torch.tensor([*itertools.product((0, 1), repeat=2)])
+    stands = theory.stand(drafts, q.expand(4, 2, 2), p.expand(4, 3, 2))
+    accepted = {rule: (q[drafts].prod(-1) * each.sum(-1)).sum() for rule, each in stands.items()}
+    assert accepted == pytest.approx({"token": 10 / 9, "block": 11 / 9})
+
+
+def test_block_verification_lets_no_draft_stand_less_and_the_first_the_same():
+    p, q = random_laws(1, 60 * 6).view(60, 6, 3), random_laws(2, 60 * 5).view(60, 5, 3)
+    stands = theory.stand(q.argmax(-1), q, p)
+    assert (stands["block"] >= stands["token"] - 1e-12).all()
+    assert (stands["block"] > stands["token"] + 0.01).any()
+    torch.testing.assert_close(stands["block"][:, 0], stands["token"][:, 0])
+
+
 def test_acceptance_by_position_is_conditional_on_the_positions_before():
     found = theory.position_acceptances(rounds((2, 2), (2, 1), (2, 0), (2, 0)))
     assert found == pytest.approx([2 / 4, 1 / 2])

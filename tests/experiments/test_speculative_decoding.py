@@ -1,17 +1,20 @@
 """Article 02's measures mean what their names say."""
 
+import hashlib
 import itertools
+import json
+from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from foredraft import params, results
 from foredraft.decoding import theory
-from foredraft.decoding.verify import RULES
 from foredraft.experiments import speculative_decoding as experiment
 from tests.decoding.conftest import tiny
 
@@ -28,6 +31,7 @@ def tokenizer():
     words = {"<s>": 0, "<u>": 1, "<a>": 2, "why": 3, "?": 4}
     model = Tokenizer(models.WordLevel(words, unk_token="?"))
     model.pre_tokenizer = pre_tokenizers.Whitespace()
+    model.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=model, chat_template=TEMPLATE, **SPECIAL)
 
 
@@ -57,6 +61,7 @@ def rounds(*lines):
 def test_a_question_is_put_with_one_bos_and_the_turn_of_the_answer(tokenizer):
     ids = experiment.chat_ids(tokenizer, "why ?")
     assert ids == (0, 1, 3, 4, 2)
+    assert tokenizer.encode(tokenizer.decode(ids)) == [0, *ids], "encoded again there were two"
 
 
 def test_every_sample_of_every_prompt_has_its_rounds_and_its_text(pair, asked, chosen):
@@ -127,24 +132,6 @@ def test_block_verification_expects_as_much_of_every_draft_and_the_same_of_one_t
     shares = experiment.ratios(table, ["length"], "gain", "token")
     assert shares["length"].tolist() == [1, 2, 3]
     assert shares["n"].tolist() == [4] * 3
-
-
-@pytest.mark.parametrize("rule", ["token", "block"])
-def test_the_chances_that_drafts_stand_add_up_to_what_the_rule_accepts(rule):
-    """Over all drafts of two and all coins: the expected count is Σ_i E P(at least i stand)."""
-    p = torch.tensor([[[0.2, 0.8], [0.6, 0.4], [0.5, 0.5]]], dtype=torch.float64)
-    q = torch.tensor([[[0.7, 0.3], [0.3, 0.7]]], dtype=torch.float64)
-    counted = foretold = 0.0
-    for tokens in itertools.product((0, 1), repeat=2):
-        drafts = torch.tensor([tokens])
-        mass = q[0].gather(-1, drafts.T).prod().item()
-        foretold += mass * experiment.stand(drafts, q, p)[rule].sum().item()
-        decided = RULES[rule](drafts, q, p, torch.tensor([2]))
-        heads = decided.chances.clamp(max=1)[0].tolist()
-        for coins in itertools.product((True, False), repeat=2):
-            share = np.prod([h if c else 1 - h for h, c in zip(heads, coins, strict=True)])
-            counted += mass * share * decided.count(torch.tensor([coins])).item()
-    assert foretold == pytest.approx(counted)
 
 
 def test_greedy_texts_do_not_part_in_float32(pair, asked, chosen, monkeypatch):
@@ -257,3 +244,159 @@ def test_every_claim_has_its_value_its_n_and_its_spread(arms):
     assert values["speedup_sampled"]["strategy"] == "draft model, block"
     assert values["speedup_sampled"]["median"] == 1.9
     assert told["transformers_greedy"][0] == 0.9
+
+
+CHAT = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SMOLLM2 = {
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": {"heads": 4, "kv_heads": 4, "theta": 130_000.0},
+    "HuggingFaceTB/SmolLM2-135M-Instruct": {"heads": 3, "kv_heads": 1, "theta": 100_000.0},
+}
+
+
+def letters(swapped: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer of single bytes and of the marks that turns have, which adds none itself."""
+    words = [*MARKS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    if swapped:
+        words[-2:] = reversed(words[-2:])
+    bare = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.decoder = decoders.ByteLevel()
+    _, start, end = MARKS
+    special = {"bos_token": start, "eos_token": end, "additional_special_tokens": [*MARKS]}
+    return PreTrainedTokenizerFast(tokenizer_object=bare, chat_template=CHAT, **special)
+
+
+def publish(folder: Path, heads: int, kv_heads: int, theta: float, swapped: bool) -> None:
+    """Save a tiny random model as SmolLM2 is published: in shards, by an older transformers."""
+    rope = {"rope_type": "default", "rope_theta": theta}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    config = LlamaConfig(
+        vocab_size=len(MARKS) + 256,
+        hidden_size=8 * heads,
+        intermediate_size=24 * heads,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        rope_parameters=rope,
+        **ends,
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(heads)
+        model = LlamaForCausalLM(config)
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+        model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="10KB")
+    letters(swapped).save_pretrained(folder)
+    template = (folder / "chat_template.jinja").read_text()
+    edit(folder / "tokenizer_config.json", chat_template=template)
+    (folder / "chat_template.jinja").unlink()
+    edit(folder / "config.json", "rope_parameters", "dtype", rope_theta=theta, rope_scaling=None)
+    edit(folder / "config.json", torch_dtype="bfloat16")
+
+
+def edit(file: Path, *dropped: str, **fields: object) -> None:
+    kept = {name: value for name, value in json.loads(file.read_text()).items()}
+    for name in dropped:
+        del kept[name]
+    file.write_text(json.dumps(kept | fields))
+
+
+def cached(hub: Path, name: str, folder: Path) -> None:
+    """Lay a folder out as the hub caches it: blobs by digest, and links to them in a snapshot."""
+    entry, revision = hub / f"models--{name.replace('/', '--')}", "0" * 40
+    for part in ("blobs", "refs", f"snapshots/{revision}"):
+        (entry / part).mkdir(parents=True)
+    (entry / "refs" / "main").write_text(revision)
+    for file in folder.iterdir():
+        blob = hashlib.sha256(file.read_bytes()).hexdigest()
+        file.rename(entry / "blobs" / blob)
+        (entry / "snapshots" / revision / file.name).symlink_to(f"../../blobs/{blob}")
+
+
+def published(monkeypatch, root: Path, *, swapped: bool = False) -> None:
+    """Fill a hub cache with the pair of profile smollm2, as far as the names go; no network."""
+    for name, sizes in SMOLLM2.items():
+        publish(root / "made", **sizes, swapped=swapped and "135M" in name)
+        cached(root / "hub", name, root / "made")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def smollm2(monkeypatch, tmp_path):
+    """The parameters of the profile, with shorter answers, and its models in the hub's cache."""
+    published(monkeypatch, tmp_path)
+    return params.load("speculative_decoding", {"profile": "smollm2", "max_new_tokens": 10})
+
+
+def test_the_profile_smollm2_is_the_article_s_pair_and_prompt():
+    told = params.load("speculative_decoding", {"profile": "smollm2"})
+    assert [told.model, told.draft_model] == [*SMOLLM2]
+    assert (told.dtype, told.length, told.max_new_tokens) == ("bfloat16", 5, 100)
+    assert told.questions == ("What is the capital of Taiwan. And why?",)
+
+
+def test_a_published_pair_is_read_from_the_hub_s_cache_as_it_stands_there(smollm2, tmp_path):
+    snapshots = [*tmp_path.glob("hub/*/snapshots/*/model-*.safetensors")]
+    assert len(snapshots) > 4
+    assert all(path.is_symlink() for path in snapshots)
+    pair = experiment.load_pair(smollm2)
+    assert {pair.target.dtype, pair.draft.dtype} == {torch.bfloat16}
+    configs = pair.target.config, pair.draft.config
+    assert [config.n_kv_heads for config in configs] == [4, 1]
+    assert [config.rope_theta for config in configs] == [130_000.0, 100_000.0]
+    assert all(config.tied and config.eos_token_ids == (2,) for config in configs)
+
+
+def test_its_question_is_put_in_the_chat_template_once_with_every_turn_s_mark_once(smollm2):
+    tokenizer = experiment.load_pair(smollm2).tokenizer
+    (prompt,) = experiment.prompts(tokenizer, smollm2)
+    assert tokenizer.decode(prompt.ids) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nWhat is the capital of Taiwan. And why?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    start = tokenizer.bos_token_id
+    assert (prompt.ids[0], prompt.ids.count(start)) == (start, 3)
+    assert (start, start) not in itertools.pairwise(prompt.ids)
+
+
+def test_the_whole_article_runs_on_a_published_pair(smollm2):
+    """As its notebook does, with the costs that the weights suggest."""
+    pair = experiment.load_pair(smollm2)
+    asked = experiment.prompts(pair.tokenizer, smollm2)
+    run = experiment.speculate(pair, asked, smollm2, length=max(smollm2.lengths))
+    assert len(run.texts) == smollm2.samples == 8
+    assert len({tuple(text) for text in run.texts}) > 4
+    table = experiment.overlaps(pair, run, smollm2)
+    assert table["overlap"].between(0, 1 + 1e-5).all()
+    assert len(table) == sum(map(len, run.texts)) - sum(run.starts)
+    assert experiment.acceptance(run.rounds)["n"].tolist() == [8]
+    assert set(experiment.rules_compared(pair, run, smollm2)["length"]) == {1, 2, 3, 5, 8}
+    costs = experiment.costs(pair, smollm2, pd.DataFrame())
+    (row,) = experiment.policies(run.rounds, "kind", smollm2.length, costs).to_dict("records")
+    assert row["fixed"] <= row["best"] <= row["oracle"]
+    assert set(experiment.divergences(asked, smollm2)["dtype"]) == {"bfloat16"}
+
+
+def test_at_temperature_zero_all_samples_of_a_question_are_one_text(smollm2):
+    pair = experiment.load_pair(smollm2)
+    asked = experiment.prompts(pair.tokenizer, smollm2)
+    run = experiment.speculate(pair, asked, smollm2, temperature=0.0)
+    assert len({tuple(text) for text in run.texts}) == 1
+
+
+def test_a_pair_of_the_same_size_but_other_tokens_is_refused_by_their_names(monkeypatch, tmp_path):
+    published(monkeypatch, tmp_path, swapped=True)
+    told = params.load("speculative_decoding", {"profile": "smollm2"})
+    with pytest.raises(ValueError, match=r"in 2 tokens.*'\S+' \(257, 258\).*profile=pocket"):
+        experiment.load_pair(told)

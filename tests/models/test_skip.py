@@ -11,7 +11,10 @@ from torch.testing import assert_close
 from transformers import DynamicCache, Gemma2Config, LlamaConfig, PreTrainedModel
 
 import foredraft as fd
+from foredraft import paths
+from foredraft.experiments import layer_skipping
 from foredraft.models.config import DecoderConfig
+from foredraft.models.skip import PublishedPlan
 
 LAYERS = range(4)
 CLOSE = {"rtol": 0, "atol": 1e-12}
@@ -354,3 +357,127 @@ def test_what_is_no_layer_index_is_refused(layers, branch):
 def test_json_that_is_no_plan_is_refused(text):
     with pytest.raises(ValueError, match=r"a plan looks like|layers are integers"):
         fd.SkipPlan.from_json(text)
+
+
+def llama2(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+    )
+
+
+PUBLISHED = {
+    "gemma-2-9b-it": (gemma2_9b(), 19, 18, 0.609),
+    "llama-2-13b": (llama2(5120, 13_824, 40, 40, 40), 24, 10, 0.639),
+    "llama-2-70b": (llama2(8192, 28_672, 80, 64, 8), 47, 37, 0.517),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_plans_skip_and_cost_what_is_known_of_them(name):
+    config, n_attn, n_mlp, cost = PUBLISHED[name]
+    plan = fd.SkipPlan.published(name)
+    assert (len(plan.attn), len(plan.mlp)) == (n_attn, n_mlp)
+    assert plan.cost(config) == pytest.approx(cost, abs=5e-4)
+
+
+def test_the_article_s_published_plan_is_that_of_article_03():
+    found = PublishedPlan.read("gemma-2-9b-it")
+    assert found.plan == layer_skipping.ARTICLE_PLAN == ARTICLE
+    assert found.measured == {
+        "target_rate": layer_skipping.TARGET_RATE,
+        "draft_rate": layer_skipping.DRAFT_RATE,
+        "self_rate": layer_skipping.SELF_RATE,
+        "acceptance": layer_skipping.ARTICLE_ACCEPTANCE,
+    }
+
+
+@pytest.mark.parametrize("path", sorted(paths.PLANS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_plan_shipped_can_be_read_and_lists_each_layer_once_in_order(path):
+    found = PublishedPlan.read(path.stem)
+    assert len(found.plan) > 0
+    assert found.model
+    assert found.source
+    for layers in (found.branches.attn, found.branches.mlp):
+        assert list(layers) == sorted(set(layers))
+
+
+@pytest.mark.parametrize("name", ["gemma-2-9b", "../models/pocket-llama/card", ""])
+def test_a_name_of_no_plan_is_refused_with_those_there_are(name):
+    known = ", ".join(sorted(path.stem for path in paths.PLANS.glob("*.json")))
+    with pytest.raises(ValueError, match=f"unknown plan '{name}': .*Known: {known}"):
+        fd.SkipPlan.published(name)
+
+
+def test_a_near_name_is_suggested():
+    with pytest.raises(ValueError, match="did you mean 'llama-2-70b'"):
+        fd.SkipPlan.published("llama2-70b")
+
+
+WRITTEN = {
+    "plan": {"attn": [1, 0], "mlp": []},
+    "model": "pocket-llama",
+    "source": "a search",
+    "gamma": 3,
+    "predicted": {"speedup": 1.2},
+    "measured": None,
+}
+
+
+@pytest.fixture
+def written(monkeypatch, tmp_path):
+    """Keep some content under the name `mine`."""
+    monkeypatch.setattr(paths, "PLANS", tmp_path)
+
+    def write(content):
+        text = content if isinstance(content, str) else json.dumps(content)
+        paths.plan("mine").write_text(text, encoding="utf-8")
+
+    return write
+
+
+def test_a_plan_found_is_read_with_what_is_said_of_it(written):
+    written({**WRITTEN, "stamp": {"what": "a search"}, "trials": [1, 2]})
+    found = PublishedPlan.read("mine")
+    assert found.plan == fd.SkipPlan(attn=[0, 1])
+    assert (found.model, found.source, found.gamma) == ("pocket-llama", "a search", 3)
+    assert (found.predicted, found.measured) == ({"speedup": 1.2}, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"plan": {"attn": [1]}}, "plan.mlp"),
+        ({"plan": {"attn": [], "mlp": [], "norm": []}}, "plan.norm"),
+        ({"plan": {"attn": [-1], "mlp": []}}, "plan.attn.0"),
+        ({"plan": {"attn": [], "mlp": [True]}}, "plan.mlp.0"),
+        ({"plan": {"attn": [], "mlp": ["3"]}}, "plan.mlp.0"),
+        ({"plan": None}, "plan"),
+        ({"model": None}, "model"),
+        ({"gamma": 0}, "gamma"),
+        ({"gamma": 2.5}, "gamma"),
+        ({"measured": {"rate": "fast"}}, "measured.rate"),
+        ({"predicted": 1.2}, "predicted"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_with_the_place(written, change, key):
+    written({**WRITTEN, **change})
+    with pytest.raises(ValueError, match=rf"/mine.json: {key}: "):
+        fd.SkipPlan.published("mine")
+
+
+@pytest.mark.parametrize("key", WRITTEN)
+def test_a_file_that_lacks_a_key_is_refused(written, key):
+    written({name: value for name, value in WRITTEN.items() if name != key})
+    with pytest.raises(ValueError, match=rf"/mine.json: {key}: Field required"):
+        fd.SkipPlan.published("mine")
+
+
+def test_a_file_that_is_no_json_is_refused(written):
+    written("{")
+    with pytest.raises(ValueError, match=r"/mine.json: the file: Invalid JSON"):
+        fd.SkipPlan.published("mine")

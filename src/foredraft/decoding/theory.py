@@ -1,9 +1,9 @@
 """What speculative decoding is worth on paper: expected tokens, speed-ups, and their ceilings.
 
 Formulas of Leviathan, Kalman and Matias (arXiv 2211.17192), and their extension to acceptances that
-differ by position and to measured costs. An `acceptance` is one α for every position of a draft, or
-the sequence α_1, α_2, …, where α_k = P(draft k is accepted | k − 1 are). `length` is γ, and `cost`
-is c, the time of a draft step ÷ that of a target step.
+differ by position, to measured costs and to block verification. An `acceptance` is one α for every
+position of a draft, or the sequence α_1, α_2, …, where α_k = P(draft k is accepted | k − 1 are).
+`length` is γ, and `cost` is c, the time of a draft step ÷ that of a target step.
 """
 
 import math
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, final
 
 import torch
 
-from foredraft.types import Float, Probs, Tensor
+from foredraft.decoding.verify import RULES
+from foredraft.types import Float, Int, Probs, Tensor
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -38,6 +39,23 @@ def expected_tokens(acceptance: Acceptance, length: int) -> float:
     Equation 1 where the acceptances are independent; by position it holds whatever they are.
     """
     return 1.0 + sum(accumulate(_by_position(acceptance, length), mul))
+
+
+def stand(
+    drafts: Int[Tensor, "text drafted"],
+    q: Float[Tensor, "text drafted vocab"],
+    p: Float[Tensor, "text positions vocab"],
+) -> dict[str, Float[Tensor, "text drafted"]]:
+    """Give, by rule of verification, the chance that at least i drafts stand, i = 1, 2, ….
+
+    Given the first i drafts; 1 + Σ_i of it is what a round expects of drafts that were drawn from
+    `q` for the target laws `p`, which have one position more. It is a product of min(1, p ÷ q) for
+    "token" and, for "block", w_i = min(1, w_{i−1} p ÷ q), averaged over the drafts behind them
+    (arXiv 2403.10444, where w is called p): never less, and the same for the first draft.
+    """
+    lengths = torch.full((len(drafts),), drafts.shape[1], device=drafts.device)
+    token, block = (RULES[name](drafts, q, p, lengths) for name in ("token", "block"))
+    return {"token": token.chances.clamp(max=1).cumprod(-1), "block": block.weights[:, 1:]}
 
 
 def speedup(acceptance: Acceptance, length: int, *, cost: Number) -> float:
@@ -122,6 +140,15 @@ def predicted_speedup(acceptances: Sequence[Number], length: int, costs: Costs) 
             "measure it, or ask for one of these lengths"
         )
     return tokens * costs.target / (length * costs.draft + costs.verify[length] + costs.other)
+
+
+def best_measured_length(acceptances: Sequence[Number], costs: Costs) -> int:
+    """Give the draft length of the highest `predicted_speedup` among those that were timed.
+
+    The shortest on ties; 0: do not draft. Looks no further than the acceptances that are known.
+    """
+    lengths = sorted({0} | {length for length in costs.verify if length <= len(acceptances)})
+    return max(lengths, key=lambda length: predicted_speedup(acceptances, length, costs))
 
 
 def position_acceptances(table: "DataFrame") -> list[float]:

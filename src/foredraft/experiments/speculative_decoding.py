@@ -19,14 +19,13 @@ from foredraft.decoding import theory
 from foredraft.decoding.draft import ModelDrafter
 from foredraft.decoding.exit import FixedLength
 from foredraft.decoding.loop import Generation, generate
-from foredraft.decoding.verify import RULES
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load, require_same_tokens
 from foredraft.params import SpeculativeDecoding
 from foredraft.prompts import code_prompts
 from foredraft.results import Claim, notch
 from foredraft.sampling import Sampler
-from foredraft.types import Float, Int, Tensor
+from foredraft.types import Float, Tensor
 
 RESAMPLES = 2000
 """Bootstrap resamples of the texts."""
@@ -153,7 +152,8 @@ def speculate(
     """Decode all prompts in one batch; what is None is what the parameters say."""
     heat = params.temperature if temperature is None else temperature
     gamma = length or params.length
-    rows = [prompt for prompt in asked for _ in range(params.samples)]
+    samples = 1 if heat == 0 else params.samples  # greedy texts of one prompt are one text
+    rows = [prompt for prompt in asked for _ in range(samples)]
     made = generate(
         pair.target,
         [prompt.ids for prompt in rows],
@@ -326,23 +326,7 @@ def _chances(
     p, q = (
         sampler.probs(logits_after(model, whole, length + 1)).double() for model in _models(pair)
     )
-    return {rule: chances.cpu() for rule, chances in stand(drafts, q[:, :-1], p).items()}
-
-
-def stand(
-    drafts: Int[Tensor, "text drafted"],
-    q: Float[Tensor, "text drafted vocab"],
-    p: Float[Tensor, "text positions vocab"],
-) -> dict[str, Float[Tensor, "text drafted"]]:
-    """Give, by rule, the chance that at least i drafts stand, given the first i of them.
-
-    It is a product of min(1, p ÷ q) for token verification, the weight w_i for block verification
-    (2403.10444, whose rule averages over the drafts after them).
-    """
-    lengths = torch.full((len(drafts),), drafts.shape[1], device=drafts.device)
-    token, block = (RULES[name](drafts, q, p, lengths) for name in ("token", "block"))
-    stands = token.chances.clamp(max=1).cumprod(-1)
-    return {"token": stands, "block": block.weights[:, 1:]}
+    return {rule: chances.cpu() for rule, chances in theory.stand(drafts, q[:, :-1], p).items()}
 
 
 def divergences(asked: Sequence[Prompt], params: SpeculativeDecoding) -> pd.DataFrame:
