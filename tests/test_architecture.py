@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "models": FLOOR | {"kernels"},
     "decoding": FLOOR | {"sampling", "models", "kernels"},
     "bench": FLOOR | BELOW_BENCH | {"kernels"},
-    "benchmarks": FLOOR | BELOW_BENCH | {"bench", "kernels"},
+    "benchmarks": FLOOR | BELOW_BENCH | {"bench", "search", "kernels"},
     "search": FLOOR | BELOW_BENCH | {"bench"},
     "training": FLOOR | {"models"},
     "plots": FLOOR | {"figures"},

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,7 @@ MEASURED = {
     "sampling": ("foredraft.benchmarks.sampling",),
     "speculative_decoding": ("foredraft.benchmarks.decoding",),
     "layer_skipping": ("foredraft.benchmarks.self_drafting",),
+    "self_speculation": ("foredraft.experiments.search_race",),
 }
 """The modules whose speed an article's recording holds; what they import goes with them."""
 
@@ -237,6 +239,53 @@ def _look(marks: bool | None) -> "Look":
 
 
 @app.command()
+def search(  # noqa: PLR0913 - one option a knob
+    model: Annotated[str, typer.Option(help="Name, folder or hub id.")] = "pocket-llama",
+    objective: Annotated[
+        str, typer.Option(help="What to make large: speedup, acceptance, overlap; -cost for small.")
+    ] = "speedup",
+    trials: Annotated[int, typer.Option(help="How many plans to try.")] = 60,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed tries the same plans.")] = 0,
+    profile: Annotated[str, typer.Option(help="Overlay of params.yaml.")] = "pocket",
+    costs: Annotated[
+        str, typer.Option(help="clock: time the parts of a round first; bytes: another machine's.")
+    ] = "clock",
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    workers: Annotated[int, typer.Option(help="Of ray: plans tried at a time.")] = 2,
+    device: Device = "cpu",
+) -> None:
+    """Search a model for its best skip plan, decode under it, and keep it in data/plans."""
+    from foredraft import paths
+    from foredraft.experiments import plan_search
+    from foredraft.params import load as load_params
+    from foredraft.search.engines import Ray
+
+    if costs not in ("clock", "bytes"):
+        raise unknown("kind of costs", costs, ("clock", "bytes"))
+    if engine not in ("local", "ray"):
+        raise unknown("engine", engine, ("local", "ray"))
+    given = {"profile": profile, "objective": objective, "trials": trials, "seed": seed}
+    params = load_params("self_speculation", given | {"device": device})
+    with Ray(workers=workers) if engine == "ray" else nullcontext() as cluster:
+        found = plan_search.find(
+            model,
+            params,
+            temperature=temperature,
+            times=costs == "clock",
+            engine=cluster,
+            report=_progress.print,
+        )
+    best, timed = found.best[0], found.measured.set_index("name").loc["found 1"]
+    _output.print(f"{best.plan}, draft length {best.length}")
+    _output.print(
+        f"speed-up foretold {best.speedup.mean:.3f} ± {best.speedup.sem:.3f}, by held-out texts "
+        f"{timed['predicted_held_out']:.3f}, decoded {_cell(timed, 'speedup')}, n {timed['n']}"
+    )
+    _progress.print(f"✓ {paths.label(plan_search.keep(found, params))}")
+
+
+@app.command()
 def pretrain(
     name: Annotated[str, typer.Argument(help="The pocket model, such as pocket-llama.")],
     device: Device = "cpu",
@@ -330,6 +379,8 @@ def record(
 def _benchmarks() -> dict[tuple[str, str], Callable[[], "DataFrame"]]:
     """What can be measured: article and device."""
     from foredraft.benchmarks import decoding, sampling, self_drafting
+    from foredraft.experiments.search_race import search_benchmark
+    from foredraft.params import load as load_params
 
     def decode(device: str) -> Callable[[], "DataFrame"]:
         return lambda: decoding.decoding_benchmark(
@@ -341,12 +392,18 @@ def _benchmarks() -> dict[tuple[str, str], Callable[[], "DataFrame"]]:
             self_drafting.pocket_contests(device=device), report=_progress.print
         )
 
+    def searching(device: str) -> Callable[[], "DataFrame"]:
+        params = load_params("self_speculation", {"device": device})
+        return lambda: search_benchmark(params, report=_progress.print)
+
     return {
         ("sampling", "cpu"): sampling.sampling_benchmark,
         ("speculative_decoding", "cpu"): decode("cpu"),
         ("speculative_decoding", "cuda"): decode("cuda"),
         ("layer_skipping", "cpu"): drafting_for_itself("cpu"),
         ("layer_skipping", "cuda"): drafting_for_itself("cuda"),
+        ("self_speculation", "cpu"): searching("cpu"),
+        ("self_speculation", "cuda"): searching("cuda"),
     }
 
 

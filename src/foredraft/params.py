@@ -92,10 +92,35 @@ class LayerSkipping(Section):
     vocabularies: tuple[Count, ...]
 
 
+class SelfSpeculation(Section):
+    """Article 04; `model` is the one that is searched in the notebook, one of `models`."""
+
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    model: str
+    device: str
+    prompts: Literal["code", "chat"]
+    temperature: Temperature
+    objective: str
+    trials: Annotated[int, Field(ge=2)]
+    initial: Count
+    longest: Count
+    n_prompts: Count
+    max_new_tokens: Annotated[int, Field(ge=3)]
+    plans_checked: Annotated[int, Field(ge=2)]
+    checked_length: Count
+    samples: Count
+    pareto_trials: Annotated[int, Field(ge=2)]
+    free_layers: tuple[Annotated[int, Field(ge=0)], ...]
+    race_trials: Annotated[int, Field(ge=2)]
+    race_seeds: Count
+    exit_tokens: Annotated[int, Field(ge=3)]
+
+
 SECTIONS: Mapping[str, type[Section]] = {
     "sampling": Sampling,
     "speculative_decoding": SpeculativeDecoding,
     "layer_skipping": LayerSkipping,
+    "self_speculation": SelfSpeculation,
 }
 
 
@@ -109,6 +134,10 @@ def load(
 def load(
     slug: Literal["layer_skipping"], overrides: Mapping[str, Any] | None = None
 ) -> LayerSkipping: ...
+@overload
+def load(
+    slug: Literal["self_speculation"], overrides: Mapping[str, Any] | None = None
+) -> SelfSpeculation: ...
 @overload
 def load(slug: str, overrides: Mapping[str, Any] | None = None) -> Section: ...
 def load(slug: str, overrides: Mapping[str, Any] | None = None) -> Section:

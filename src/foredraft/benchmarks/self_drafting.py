@@ -76,17 +76,18 @@ class Arm:
     @property
     def label(self) -> str:
         """Tell it from the other arms."""
-        return f"{self.sampler}, {self.library}, {self.name} {self.length}, reuse {self.reuse}"
+        how = f"{self.library}, {self.strategy}, {self.name} {self.length}, reuse {self.reuse}"
+        return f"{self.sampler}, {how}"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """A model on both sides, the prompts, and the plans to try at each draft length."""
+    """A model on both sides, or ours alone, the prompts, and the plans to try at each length."""
 
     model: str
     target: Decoder
-    theirs: PreTrainedModel
+    theirs: PreTrainedModel | None
     prompts: Sequence[Prompt]
     plans: Mapping[str, SkipPlan]
     lengths: Sequence[int] = LENGTHS
@@ -95,7 +96,7 @@ class Contest:
 
     def __post_init__(self) -> None:
         """Refuse a contest of different precisions."""
-        if self.target.dtype != self.theirs.dtype:
+        if self.theirs is not None and self.target.dtype != self.theirs.dtype:
             raise ValueError(
                 f"ours is in {self.target.dtype}, theirs in {self.theirs.dtype}: load both in one"
             )
@@ -134,12 +135,26 @@ def self_drafting_benchmark(
         for sampler in contest.samplers:
             arms = _arms(contest, sampler)
             report(f"{contest.model}, {sampler}: {len(arms)} ways, {len(contest.prompts)} prompts")
-            runs = {arm.label: _runner(contest, arm) for arm in arms}
-            cases = list(range(len(contest.prompts)))
-            laps = alternate(runs, cases, device=contest.target.device, clock=clock)
-            base = laps[arms[0].label]
-            rows += [_row(contest, arm, laps[arm.label], base, costs) for arm in arms]
+            rows += race(contest, arms, costs, clock=clock)
     return pandas.concat([pandas.DataFrame(rows), *branches], ignore_index=True)
+
+
+def race(
+    contest: Contest,
+    arms: Sequence[Arm],
+    costs: Mapping[str, float],
+    *,
+    clock: Callable[[], float] = now,
+) -> list[dict[str, object]]:
+    """Run the arms on all prompts in alternation; a row each, speed-ups over the first of them.
+
+    `costs` is c of each plan by the clock, as far as it is known.
+    """
+    runs = {arm.label: _runner(contest, arm) for arm in arms}
+    cases = list(range(len(contest.prompts)))
+    laps = alternate(runs, cases, device=contest.target.device, clock=clock)
+    base = laps[arms[0].label]
+    return [_row(contest, arm, laps[arm.label], base, costs) for arm in arms]
 
 
 def measured_costs(contest: Contest, *, clock: Callable[[], float] = now) -> dict[str, float]:
@@ -147,13 +162,20 @@ def measured_costs(contest: Contest, *, clock: Callable[[], float] = now) -> dic
     sampler, length = next(iter(contest.samplers)), max(contest.lengths)
     plain = Arm(sampler, PLAIN)
     drafting = [Arm(sampler, name=n, plan=p, length=length) for n, p in contest.plans.items()]
+    paces = paces_of(contest, (plain, *drafting), clock=clock)
+    target = plain_round(paces[plain])
+    return {str(arm.name): Parts.of(paces[arm], length).step / target for arm in drafting}
+
+
+def paces_of(
+    contest: Contest, arms: Sequence[Arm], *, clock: Callable[[], float] = now
+) -> dict[Arm, list[Pace]]:
+    """Run the arms on all prompts in alternation, and time their rounds in place."""
     read = synchronised(clock, contest.target.device)
-    runs = {arm.label: partial(_paced, contest, arm, read) for arm in (plain, *drafting)}
+    runs = {arm.label: partial(_paced, contest, arm, read) for arm in arms}
     cases = list(range(len(contest.prompts)))
     laps = alternate(runs, cases, device=contest.target.device, clock=clock)
-    paces = {name: [lap.result for lap in each] for name, each in laps.items()}
-    target = plain_round(paces[plain.label])
-    return {str(arm.name): Parts.of(paces[arm.label], length).step / target for arm in drafting}
+    return {arm: [lap.result for lap in laps[arm.label]] for arm in arms}
 
 
 def _paced(contest: Contest, arm: Arm, read: Callable[[], float], case: int) -> Pace:
@@ -219,7 +241,7 @@ def _ours(contest: Contest, arm: Arm, case: int) -> Made:
 
 
 def _drafter(arm: Arm) -> Drafter | None:
-    return SelfDrafter(arm.plan, reuse=arm.reuse) if arm.strategy == DRAFTING else None
+    return SelfDrafter(arm.plan, reuse=arm.reuse) if arm.length else None
 
 
 def _decoded(
@@ -244,12 +266,15 @@ def _decoded(
 
 def _theirs(contest: Contest, arm: Arm, case: int) -> Made:
     """Let `transformers` leave after as many layers, and draft as many tokens each round."""
-    prompt = torch.tensor([contest.prompts[case]], device=contest.theirs.device)
+    theirs = contest.theirs
+    if theirs is None:
+        raise ValueError(f"{contest.model} was loaded on our side alone: load_transformers it too")
+    prompt = torch.tensor([contest.prompts[case]], device=theirs.device)
     settings = their_sampler(contest.samplers[arm.sampler])
     if arm.strategy == DRAFTING:
-        tell_to_draft(contest.theirs, arm.length)
+        tell_to_draft(theirs, arm.length)
         settings["assistant_early_exit"] = arm.plan.exit_layer(contest.target.config.n_layers)
-    made = contest.theirs.generate(  # pyright: ignore[reportCallIssue]
+    made = theirs.generate(  # pyright: ignore[reportCallIssue]
         prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=contest.new_tokens,

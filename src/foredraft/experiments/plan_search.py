@@ -1,0 +1,290 @@
+"""Search a model for the skip plan that pays most, and measure what the search found.
+
+Half of the prompts are searched on, the other half is held out for whatever is measured of the
+plans that were found.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import final
+
+import pandas as pd
+import torch
+
+from foredraft import paths
+from foredraft.bench import now
+from foredraft.benchmarks.decoding import SAMPLERS
+from foredraft.benchmarks.self_drafting import Contest
+from foredraft.benchmarks.self_speculation import STEP, VERIFY, by_clock, finalists, round_costs
+from foredraft.experiments.speculative_decoding import DTYPES, chat_ids
+from foredraft.models.decoder import Decoder
+from foredraft.models.loading import load
+from foredraft.models.skip import SkipPlan
+from foredraft.params import SelfSpeculation
+from foredraft.prompts import chat_prompts, code_prompts
+from foredraft.provenance import stamp, write_json
+from foredraft.sampling import Sampler
+from foredraft.search import bayes
+from foredraft.search.engines import Ray
+from foredraft.search.objective import ByBytes, CostModel, Objective, Prediction
+from foredraft.search.rehearsal import Rehearsal, rehearse
+from foredraft.search.space import Space
+from foredraft.search.trial import Estimate, Trial
+from foredraft.search.trial import Objective as Judge
+
+MEASURED_TOKENS, MEASURED_PROMPTS = 96, 12
+"""What the finalists are timed on."""
+
+FINALISTS = 2
+"""How many plans of a search are measured in earnest, best first."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that may draft for itself; the prompts that are searched on, and those held out."""
+
+    name: str
+    decoder: Decoder
+    searched: list[list[int]]
+    held_out: list[list[int]]
+
+
+@cache
+def candidate(
+    name: str, n_prompts: int, kind: str = "code", device: str = "cpu", dtype: str = "bfloat16"
+) -> Candidate:
+    """Load a model, in half precision as it is to be decoded with, and its prompts.
+
+    `kind` "code" takes pieces of the held-out package, "chat" what users say, in the model's own
+    chat template.
+    """
+    decoder, tokenizer = load(name, device=device, dtype=DTYPES[dtype])
+    if kind == "chat":
+        ids = [list(chat_ids(tokenizer, prompt.turns[0])) for prompt in chat_prompts()]
+    else:
+        ids = [tokenizer.encode(prompt.text()) for prompt in code_prompts()]
+    searched, held_out = (_some(ids[start::2], n_prompts) for start in (0, 1))
+    return Candidate(name, decoder, searched, held_out)
+
+
+def chosen(name: str, params: SelfSpeculation, dtype: str = "bfloat16") -> Candidate:
+    """Load a model as the parameters say."""
+    return candidate(name, params.n_prompts, params.prompts, params.device, dtype)
+
+
+def _some(prompts: list[list[int]], n: int) -> list[list[int]]:
+    """Take n of them at equal distances."""
+    if n > len(prompts):
+        raise ValueError(f"n_prompts is {n}: half of the prompts are {len(prompts)}, ask for fewer")
+    return [prompts[i * len(prompts) // n] for i in range(n)]
+
+
+def sampler_name(temperature: float) -> str:
+    """Say what recorded rows call the sampler of this temperature; that nearest in kind."""
+    greedy, sampled = SAMPLERS
+    return greedy if temperature == 0 else sampled
+
+
+def rehearsal(
+    subject: Candidate, params: SelfSpeculation, *, temperature: float, held_out: bool = False
+) -> Rehearsal:
+    """Let the model write what plans are judged by: on the prompts searched on, or held out."""
+    return rehearse(
+        subject.decoder,
+        subject.held_out if held_out else subject.searched,
+        sampler=Sampler(temperature=temperature),
+        new_tokens=params.max_new_tokens,
+        generator=torch.Generator(subject.decoder.device).manual_seed(params.seed + held_out),
+    )
+
+
+def costs(subject: Candidate, recorded: pd.DataFrame, temperature: float) -> CostModel:
+    """Give the costs that were recorded for the model, or those by bytes if there are none."""
+    if len(recorded):
+        rows = recorded.loc[recorded["strategy"].isin([STEP, VERIFY])]
+        name = sampler_name(temperature)
+        rows = rows.loc[(rows["model"] == subject.name) & (rows["sampler"] == name)]
+        if len(rows):
+            return by_clock(rows)
+    return ByBytes(subject.decoder.config)
+
+
+def objective(
+    subject: Candidate,
+    params: SelfSpeculation,
+    cost_model: CostModel,
+    *,
+    temperature: float,
+    held_out: bool = False,
+) -> Objective:
+    """Set up what foretells the model's speed-ups."""
+    texts = rehearsal(subject, params, temperature=temperature, held_out=held_out)
+    return Objective(texts, cost_model, longest=params.longest)
+
+
+@final
+@dataclass(frozen=True)
+class Reloaded:
+    """The objective, set up where it is first asked: it travels to workers as its settings."""
+
+    name: str
+    params: SelfSpeculation
+    costs: CostModel
+    temperature: float
+
+    @cached_property
+    def judge(self) -> Objective:
+        """Load the model, and let it write the texts."""
+        subject = chosen(self.name, self.params)
+        return objective(subject, self.params, self.costs, temperature=self.temperature)
+
+    def __call__(self, plan: SkipPlan) -> Mapping[str, Estimate]:
+        """Give the metrics of a plan."""
+        return self.judge(plan)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search of one model at one temperature came to.
+
+    `costs` are the rows of what was timed beforehand, `measured` those of the best plans decoded in
+    earnest, `seconds` how long the search took.
+    """
+
+    subject: Candidate
+    temperature: float
+    trials: list[Trial]
+    best: list[Prediction]
+    costs: pd.DataFrame
+    measured: pd.DataFrame
+    seconds: float
+
+
+def find(  # noqa: PLR0913 - what the command line offers
+    name: str,
+    params: SelfSpeculation,
+    *,
+    temperature: float,
+    times: bool = True,
+    engine: Ray | None = None,
+    report: Callable[[str], None] = lambda told: None,
+    clock: Callable[[], float] = now,
+) -> Found:
+    """Search all branches of a model, then decode under the best plans on held-out prompts.
+
+    With `times` the costs that the search goes by are measured first, else they are by bytes.
+    """
+    subject, told = chosen(name, params), f"{name}, {sampler_name(temperature)}"
+    timed = pd.DataFrame()
+    if times:
+        report(f"{told}: what the parts of a round cost")
+        timed = round_costs(contest(subject), sampler_name(temperature), clock=clock)
+    judge = objective(subject, params, costs(subject, timed, temperature), temperature=temperature)
+    report(f"{told}: {params.trials} trials")
+    start = clock()
+    asked = judge if engine is None else Reloaded(name, params, judge.costs, temperature)
+    trials = searched(subject, asked, params, engine=engine)
+    seconds, best = clock() - start, foretold(judge, trials, params)
+    report(f"{told}: the best of them, decoded; {best[0].speedup.mean:.3f} foretold")
+    held_out = objective(subject, params, judge.costs, temperature=temperature, held_out=True)
+    rows = measured(subject, best, held_out, temperature=temperature, clock=clock)
+    return Found(subject, temperature, trials, best, timed, rows, seconds)
+
+
+def keep(found: Found, params: SelfSpeculation) -> Path:
+    """Write the best plan that was found, what is known of it, and all trials, to data/plans."""
+    best, rows = found.best[0], found.measured.set_index("name")
+    timed = rows.loc["found 1"]
+    names = ("speedup", "acceptance", "tokens_per_round", "overlap")
+    predicted = {each: getattr(best, each).mean for each in names} | {"cost": best.cost}
+    predicted |= {"speedup_sem": best.speedup.sem, "temperature": found.temperature}
+    predicted["speedup_held_out"] = timed["predicted_held_out"]
+    ours = {f"speedup_{end}": timed[f"speedup_{end}"] for end in ("median", "min", "max", "iqr")}
+    ours |= {"acceptance": timed["acceptance"], "n": int(timed["n"])}
+    content = {
+        "plan": json.loads(best.plan.to_json()),
+        "model": found.subject.name,
+        "source": "found by `foredraft search`",
+        "gamma": best.length,
+        "predicted": predicted,
+        "measured": {name: float(value) for name, value in ours.items()},
+        "trials": [json.loads(trial.to_json()) for trial in found.trials],
+    }
+    path = paths.plan(found.subject.name.replace("/", "--"))
+    inputs = [path for path in (paths.module(__name__),) if path is not None]
+    inputs += paths.weights(found.subject.name)
+    told = params.model_dump(mode="json") | {"temperature": found.temperature}
+    write_json(path, content, stamp("search", told, inputs, dtype="bfloat16"))
+    return path
+
+
+def searched(
+    subject: Candidate,
+    judge: Judge,
+    params: SelfSpeculation,
+    *,
+    engine: Ray | None = None,
+    report: Callable[[Trial], None] | None = None,
+) -> list[Trial]:
+    """Search all branches of the model by Bayesian optimisation, on all workers there are."""
+    return bayes.search(
+        Space.of(subject.decoder.config),
+        judge,
+        trials=params.trials,
+        seed=params.seed,
+        goal=params.objective,
+        initial=params.initial,
+        engine=engine,
+        batch=1 if engine is None else engine.workers,
+        report=report,
+    )
+
+
+def foretold(
+    judge: Objective, trials: Sequence[Trial], params: SelfSpeculation
+) -> list[Prediction]:
+    """Give the predictions for the best plans of a search, best first."""
+    ranked = sorted(trials, key=lambda trial: -trial.values[params.objective].mean)
+    return [judge.predict(trial.plan) for trial in ranked[:FINALISTS]]
+
+
+def contest(subject: Candidate) -> Contest:
+    """Set up what plans are timed on: held-out prompts."""
+    prompts = subject.held_out[:: max(1, len(subject.held_out) // MEASURED_PROMPTS)]
+    return Contest(
+        subject.name,
+        subject.decoder,
+        None,
+        prompts[:MEASURED_PROMPTS],
+        {},
+        new_tokens=MEASURED_TOKENS,
+    )
+
+
+def measured(
+    subject: Candidate,
+    found: Sequence[Prediction],
+    judge: Objective,
+    *,
+    temperature: float,
+    clock: Callable[[], float] = now,
+) -> pd.DataFrame:
+    """Decode under the plans that were found, beside plain decoding, on held-out prompts.
+
+    `predicted` is what the search went by, `predicted_held_out` the same by the texts of `judge`,
+    which come from held-out prompts.
+    """
+    name = sampler_name(temperature)
+    plans = {f"found {i}": (each.plan, each.length) for i, each in enumerate(found, start=1)}
+    rows = finalists(contest(subject), name, plans, clock=clock)
+    again = [judge.predict(each.plan, each.length) for each in found]
+    for column, predictions in (("predicted", found), ("predicted_held_out", again)):
+        told = {name: each.speedup for name, each in zip(plans, predictions, strict=True)}
+        rows[column] = [told[n].mean if n in told else float("nan") for n in rows["name"]]
+        rows[f"{column}_sem"] = [told[n].sem if n in told else float("nan") for n in rows["name"]]
+    return rows

@@ -1,0 +1,203 @@
+"""Let the methods of search compete, and measure what all models' searches find: what is recorded.
+
+The race goes by costs in bytes and reads no clock; what it has tried is kept, so that it goes on
+where it was interrupted. The searches go by costs that are timed first.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from foredraft import paths
+from foredraft.bench import Spread, alternate, now
+from foredraft.decoding.exit import FixedLength
+from foredraft.decoding.loop import generate
+from foredraft.decoding.self_draft import SelfDrafter
+from foredraft.experiments.plan_search import (
+    Found,
+    chosen,
+    costs,
+    find,
+    keep,
+    objective,
+    sampler_name,
+)
+from foredraft.files import digest
+from foredraft.params import SelfSpeculation
+from foredraft.sampling import Sampler
+from foredraft.search import baselines, bayes
+from foredraft.search.objective import ByBytes, rounds, variance
+from foredraft.search.space import Space
+from foredraft.search.trial import Log, Trial, best, table
+from foredraft.search.trial import Objective as Judge
+
+RACE, SEARCH = "race", "search"
+"""What recorded rows of the race of the methods, and of a search, have in `strategy`."""
+
+RULES = ("rehearsal", "objective", "bayes")
+
+DECISIVE = {
+    *("seed", "model", "prompts", "temperature", "objective", "initial", "longest"),
+    *("n_prompts", "max_new_tokens", "free_layers"),
+}
+"""Modules and parameters on which it depends what a plan is worth, and which is tried next."""
+
+
+def search_benchmark(
+    params: SelfSpeculation,
+    *,
+    report: Callable[[str], None] = lambda told: None,
+    clock: Callable[[], float] = now,
+) -> pd.DataFrame:
+    """Let the methods race, then search every model, greedy and at temperature 1, and time it all.
+
+    What was found at temperature 1 is kept in data/plans.
+    """
+    parts = [race(params, report=report)]
+    for name in params.models:
+        for temperature in (0.0, 1.0):
+            found = find(name, params, temperature=temperature, report=report, clock=clock)
+            told = {"model": name, "sampler": sampler_name(temperature), "strategy": SEARCH}
+            told |= {"seconds": found.seconds, "trials": len(found.trials), "n": 1}
+            told |= effort(found, params, clock=clock)
+            parts += [found.costs, found.measured, pd.DataFrame([told])]
+            if temperature:
+                keep(found, params)
+    return pd.concat(parts, ignore_index=True)
+
+
+def effort(
+    found: Found, params: SelfSpeculation, *, clock: Callable[[], float] = now
+) -> dict[str, float]:
+    """Say how much longer decoding takes to know the best plan's speed-up as well as foretelling.
+
+    Decoding is of one text after the other, as whoever times it has to do, and is taken to have no
+    noise but that of the texts. `effort` is seconds a text × variance between texts, of the one ÷
+    of the other.
+    """
+    subject, best = found.subject, found.best[0]
+    judge = objective(
+        subject,
+        params,
+        costs(subject, found.costs, found.temperature),
+        temperature=found.temperature,
+    )
+    sampler = Sampler(temperature=found.temperature)
+    made: list[np.ndarray] = []
+
+    def decode(case: int) -> None:
+        text = generate(
+            subject.decoder,
+            [subject.searched[case]],
+            sampler=sampler,
+            max_new_tokens=params.max_new_tokens,
+            drafter=SelfDrafter(best.plan),
+            exit_policy=FixedLength(best.length),
+            generator=torch.Generator(subject.decoder.device).manual_seed(case),
+            eos_token_id=[],
+        )
+        drafted = [each.rows[0].drafted for each in text.trace.rounds[1:]]
+        made.append(np.bincount(drafted, minlength=best.length + 1))
+
+    def predict(case: int) -> None:
+        judge.predict(best.plan, best.length)
+
+    arms = {"decode": decode, "predict": predict}
+    cases, place = range(len(subject.searched)), subject.decoder.device
+    laps = alternate(arms, cases, warmup=1, device=place, clock=clock)
+    seconds = {name: Spread.of([lap.seconds for lap in each]).median for name, each in laps.items()}
+    drafts = list(islice(judge.rehearsal.drafts(best.plan), best.length))
+    foretold = rounds(drafts, best.length)
+    decoded = replace(foretold, by_drafted=np.stack(made[1:]).astype(float))
+    time = judge.costs(best.plan)
+    tokens = np.full(len(cases), float(params.max_new_tokens - 1))
+    noise = {
+        "decode": variance(tokens, decoded.time(time)),
+        "predict": variance(foretold.tokens, foretold.time(time)),
+    }
+    a_text = {"decode": seconds["decode"], "predict": seconds["predict"] / len(cases)}
+    return {"effort": a_text["decode"] * noise["decode"] / (a_text["predict"] * noise["predict"])}
+
+
+def race(
+    params: SelfSpeculation,
+    *,
+    report: Callable[[str], None] = lambda told: None,
+) -> pd.DataFrame:
+    """Let the methods of search compete, by costs in bytes so that no clock has a say.
+
+    In a `space` small enough to try every plan, and in that of all branches: a row a trial, `best`
+    being the best so far. What was tried is kept, and a race that was interrupted goes on.
+    """
+    subject, folder = chosen(params.model, params), race_folder(params)
+    by_bytes = ByBytes(subject.decoder.config)
+    judge = objective(subject, params, by_bytes, temperature=params.temperature)
+    n_layers, goal = subject.decoder.config.n_layers, params.objective
+    small = Space(n_layers, [("mlp", layer) for layer in params.free_layers])
+    known = {each.plan: each for each in _every_plan(small, judge, folder / "small.jsonl", report)}
+    values = [trial.values[goal].mean for trial in known.values()]
+    top = best([*known.values()], goal)
+    told = {"space": "small", "method": "exhaustive", "seed": 0, "index": len(values) - 1}
+    told |= {"value": sum(values) / len(values), "best": max(values), "plan": top.plan.to_json()}
+    parts = [pd.DataFrame([told])]
+    for name, space, trials, ask in (
+        ("small", small, params.race_trials, lambda plan: known[plan].values),
+        ("all", Space.of(subject.decoder.config), params.trials, judge),
+    ):
+        for method, seed, found in _contestants(space, ask, trials, params, folder / name, report):
+            lines = table(found, goal)
+            lines = lines[["index", "best", "plan"]].assign(value=lines[goal])
+            parts.append(lines.assign(space=name, method=method, seed=seed))
+    return pd.concat(parts, ignore_index=True).assign(strategy=RACE, model=subject.name, n=1)
+
+
+def race_folder(params: SelfSpeculation) -> Path:
+    """Name a folder for what was tried, another one whenever the model or the rules change."""
+    rules = [
+        paths.module(f"foredraft.search.{name}") for name in ("rehearsal", "objective", "bayes")
+    ]
+    made_from = [*paths.weights(params.model), *(rule for rule in rules if rule is not None)]
+    told = [params.model_dump_json(include=DECISIVE), *map(digest, made_from)]
+    return paths.searches(hashlib.sha256("\n".join(told).encode()).hexdigest()[:16])
+
+
+def _every_plan(
+    space: Space, judge: Judge, path: Path, report: Callable[[str], None]
+) -> list[Trial]:
+    """Try all plans of a small space, keeping each."""
+    log = Log(path)
+    done = log.read()
+    for index, plan in enumerate(space.plans()):
+        if index >= len(done):
+            done.append(Trial(index, plan, judge(plan), "exhaustive"))
+            log.append(done[-1])
+            if not len(done) % 100:
+                report(f"{len(done)} of {space.size} plans")
+    return done
+
+
+def _contestants(
+    space: Space,
+    judge: Judge,
+    trials: int,
+    params: SelfSpeculation,
+    folder: Path,
+    report: Callable[[str], None],
+) -> Iterator[tuple[str, int, list[Trial]]]:
+    """Run each method, those that draw lots with several seeds."""
+    goal = params.objective
+    yield "uniform", 0, baselines.uniform(space, judge, trials=trials)
+    yield "greedy", 0, baselines.greedy(space, judge, goal=goal, trials=trials)
+    for seed in range(params.seed, params.seed + params.race_seeds):
+        report(f"{folder.name}, seed {seed}")
+        lots = torch.Generator().manual_seed(seed)
+        yield "random", seed, baselines.random_search(space, judge, trials=trials, generator=lots)
+        settings = {"seed": seed, "goal": goal, "initial": params.initial}
+        place = folder / f"seed-{seed}"
+        yield "Ax", seed, bayes.search(space, judge, trials=trials, folder=place, **settings)

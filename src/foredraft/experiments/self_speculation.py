@@ -1,0 +1,367 @@
+"""Article 04: is there a plan that makes drafting for oneself a gain, and why was there none?
+
+Plans are foretold from text (`foredraft.search`), searched and timed in `plan_search`; here what is
+foretold is held against decoding, and the article's own figures against theory.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import LlamaConfig
+
+from foredraft.decoding import theory
+from foredraft.decoding.exit import (
+    AdaptiveExit,
+    ConfidenceExit,
+    CostAwareExit,
+    ExitPolicy,
+    FixedLength,
+    threshold_path,
+)
+from foredraft.decoding.loop import Generation, generate
+from foredraft.decoding.self_draft import SelfDrafter
+from foredraft.decoding.theory import Costs
+from foredraft.experiments.layer_skipping import published
+from foredraft.experiments.plan_search import Candidate
+from foredraft.experiments.search_race import RACE
+from foredraft.models.skip import PublishedPlan, SkipPlan
+from foredraft.params import SelfSpeculation
+from foredraft.sampling import Sampler
+from foredraft.search.objective import ratio, rounds
+from foredraft.search.rehearsal import Chances, along, rehearse
+
+WORDS = {"draft_and_verify": "Draft & Verify", "article": "the article's"}
+"""What the two adaptive rules are called."""
+
+
+def llama_2(hidden: int, mlp: int, layers: int, kv_heads: int) -> LlamaConfig:
+    """Give a configuration from its dimensions; heads have 128 features."""
+    return LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 128,
+        num_key_value_heads=kv_heads,
+        head_dim=128,
+        vocab_size=32_000,
+    )
+
+
+def article_run() -> pd.Series:
+    """Give what the article says of its run, and what follows from that alone.
+
+    `length` is the mean draft length that explains its speed-up S by its α and c:
+    S = (1 + αγ) ÷ (1 + cγ), where α counts accepted ÷ drafted tokens.
+    """
+    said = PublishedPlan.read("gemma-2-9b-it")
+    told = dict(said.measured or {})
+    cost, alpha = told["target_rate"] / told["draft_rate"], told["acceptance"]
+    speedup = told["self_rate"] / told["target_rate"]
+    return pd.Series(
+        {
+            "acceptance": alpha,
+            "cost": cost,
+            "cost_bytes": said.plan.cost(published("gemma-2-9b")),
+            "speedup": speedup,
+            "length": (1 - speedup) / (speedup * cost - alpha),
+            "best": max(theory.speedup(alpha, n, cost=cost) for n in range(1, 9)),
+        }
+    )
+
+
+def foretold_by_length(alpha: float, cost: float, longest: int) -> pd.DataFrame:
+    """Give the speed-up of each draft length, for independent acceptances (theorem 3.8)."""
+    lengths = range(longest + 1)
+    return pd.DataFrame(
+        {"length": lengths, "speedup": [theory.speedup(alpha, n, cost=cost) for n in lengths]}
+    )
+
+
+def plans_to_check(n_layers: int, params: SelfSpeculation) -> dict[str, SkipPlan]:
+    """Give plans of all sorts: exits, layers spread out, and branches drawn at random."""
+    found = {}
+    for share in (1, 2, 3):
+        n = share * n_layers // 4
+        found[f"exit {n}"] = SkipPlan.early_exit(n, n_layers)
+        found[f"spread {n}"] = SkipPlan.spread(n, n_layers)
+    generator = torch.Generator().manual_seed(params.seed)
+    for i in range(params.plans_checked):
+        picked = torch.randperm(2 * n_layers, generator=generator)[: 1 + i].tolist()
+        attention = [layer for layer in picked if layer < n_layers]
+        mlp = [layer - n_layers for layer in picked if layer >= n_layers]
+        found[f"random {1 + i}"] = SkipPlan(attention, mlp)
+    names = list(found)
+    kept = [names[i * len(names) // params.plans_checked] for i in range(params.plans_checked)]
+    return {name: found[name] for name in kept}
+
+
+def checked(subject: Candidate, params: SelfSpeculation, *, temperature: float) -> pd.DataFrame:
+    """Hold what is foretold of plans against decoding under them, on held-out prompts.
+
+    A row a plan. `foretold` and `decoded` are tokens a round, each with its standard error; the
+    texts of one were written apart from those of the other. `z` asks more: whether the rounds that
+    were decoded, less those foretold along the very text that came out, are zero on average. It is
+    of all texts of one plan, and independent of that of another plan. Greedy rounds have to be the
+    same to the last one: `off` counts the texts where they are not. `one_pass` and `all_places` are
+    what two cheaper ways foretell.
+    """
+    sampler, samples = Sampler(temperature=temperature), params.samples if temperature else 1
+    prompts = [prompt for prompt in subject.held_out for _ in range(samples)]
+    generator = torch.Generator(subject.decoder.device).manual_seed(params.seed)
+    settings: dict[str, Any] = {"sampler": sampler, "generator": generator}
+    own = rehearse(subject.decoder, prompts, new_tokens=params.max_new_tokens, **settings)
+    length, rows = params.checked_length, []
+    for name, plan in plans_to_check(subject.decoder.config.n_layers, params).items():
+        made = _decoded(
+            subject, prompts, params, SelfDrafter(plan), FixedLength(length), **settings
+        )
+        count, drafted = counted(made)
+        text = along(subject.decoder, prompts, made.tokens, sampler=sampler)
+        given = rounds(list(islice(text.drafts(plan), length)), length)
+        exact, once = (list(islice(way(plan), length)) for way in (own.drafts, own.one_pass))
+        apart, approximate = rounds(exact, length), rounds(once, length)
+        tokens = np.full(len(count), float(params.max_new_tokens - 1))
+        foretold, decoded = ratio(apart.tokens, apart.count), ratio(tokens, count)
+        rows.append(
+            {
+                **{"model": subject.name, "temperature": temperature, "name": name},
+                **{"plan": plan.to_json(), "length": length, "texts": len(count)},
+                **{"foretold": foretold.mean, "foretold_sem": foretold.sem},
+                **{"decoded": decoded.mean, "decoded_sem": decoded.sem},
+                "acceptance": float((tokens - count).sum() / drafted.sum()),
+                "acceptance_foretold": float(apart.accepted.sum() / apart.drafted.sum()),
+                "one_pass": ratio(approximate.tokens, approximate.count).mean,
+                "all_places": all_places(exact),
+                "z": _z(count - given.count) if temperature else float("nan"),
+                "off": int((np.abs(count - given.count) > 1e-6).sum()) if not temperature else 0,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def all_places(chances: Sequence[Chances]) -> float:
+    """Give the tokens a round if it were as likely to start at any place as at any other."""
+    length, places = len(chances), chances[0].accepted.shape[1]
+    starts = range(places - length)
+    stands = torch.stack(
+        [each.accepted[:, k : places - length + k] for k, each in enumerate(chances)]
+    )
+    return 1 + float(stands.double().cumprod(0).sum(0).mean()) if starts else float("nan")
+
+
+def counted(made: Generation) -> tuple[np.ndarray, np.ndarray]:
+    """Count the rounds of each text after its prefill, and what they drafted."""
+    table = made.trace.table()
+    rows = table.loc[table["round"] > 0].groupby("row")
+    return rows.size().to_numpy(float), rows["drafted"].sum().to_numpy(float)
+
+
+def _z(differences: np.ndarray) -> float:
+    spread = differences.std(ddof=1)
+    return float(differences.mean() / (spread / len(differences) ** 0.5)) if spread else 0.0
+
+
+def _decoded(  # noqa: PLR0913 - what the experiments vary
+    subject: Candidate,
+    prompts: Sequence[Sequence[int]],
+    params: SelfSpeculation,
+    drafter: SelfDrafter,
+    stop: ExitPolicy,
+    *,
+    sampler: Sampler,
+    generator: torch.Generator,
+    verification: str = "token",
+    n_new: int | None = None,
+) -> Generation:
+    return generate(
+        subject.decoder,
+        prompts,
+        sampler=sampler,
+        max_new_tokens=n_new or params.max_new_tokens,
+        drafter=drafter,
+        exit_policy=stop,
+        verification=verification,
+        generator=generator,
+        eos_token_id=[],
+    )
+
+
+def policies(
+    subject: Candidate, plan: SkipPlan, costs: Costs, params: SelfSpeculation
+) -> pd.DataFrame:
+    """Decode under one plan with each way to end a draft; a row each.
+
+    `speedup` is put together from the rounds and the costs, with its standard error over texts, so
+    that no clock is read.
+    """
+    longest = max(costs.verify)
+    stops: dict[str, ExitPolicy] = {f"fixed {n}": FixedLength(n) for n in range(1, longest + 1)}
+    stops |= {
+        f"{word} controller": AdaptiveExit(rule=rule, max_length=longest)
+        for rule, word in WORDS.items()
+    }
+    stops["threshold 0.5"] = ConfidenceExit(0.5, longest)
+    stops["cost-aware"] = CostAwareExit(costs.draft / costs.target, max_length=longest)
+    rows = []
+    for name, stop in stops.items():
+        made = _decoded(
+            subject,
+            subject.held_out,
+            params,
+            SelfDrafter(plan),
+            stop,
+            sampler=Sampler(temperature=params.temperature),
+            generator=torch.Generator(subject.decoder.device).manual_seed(params.seed),
+            n_new=params.exit_tokens,
+        )
+        table = made.trace.table()
+        table = table.loc[table["round"] > 0]
+        seconds = table["drafted"].map(lambda n: _round_time(costs, int(n)))
+        time = seconds.groupby(table["row"]).sum().to_numpy(float)
+        found = ratio(np.full(len(time), costs.target * (params.exit_tokens - 1)), time)
+        drafted, accepted = table["drafted"].sum(), table["accepted"].sum()
+        rows.append(
+            {
+                **{"policy": name, "speedup": found.mean, "sem": found.sem},
+                **{"drafted": drafted / len(table), "acceptance": accepted / max(1, drafted)},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _round_time(costs: Costs, drafted: int) -> float:
+    if drafted == 0:
+        return costs.target
+    return drafted * costs.draft + costs.verify[drafted] + costs.other
+
+
+def threshold_paths(n_tokens: int, lengths: Iterable[int] = (1, 4, 8)) -> pd.DataFrame:
+    """Follow the threshold of both rules over a text in the cases that move it most.
+
+    Every draft has the same length; all of it is accepted, or nothing. `token` counts the tokens
+    emitted so far, and a text ends after `n_tokens`.
+    """
+    rows = []
+    for rule in WORDS:
+        for length in lengths:
+            for accepted in (0, length):
+                count = -(-n_tokens // (accepted + 1))
+                path = threshold_path(AdaptiveExit(rule=rule), [length] * count, [accepted] * count)
+                for i, threshold in enumerate(path):
+                    token = min(n_tokens, i * (accepted + 1))
+                    case = {"rule": rule, "length": length, "accepted": accepted}
+                    rows.append({**case, "token": token, "threshold": threshold})
+    return pd.DataFrame(rows)
+
+
+def rules(
+    subject: Candidate, plan: SkipPlan, lengths: Iterable[int], params: SelfSpeculation
+) -> pd.DataFrame:
+    """Decode under one plan with each rule of verification; tokens a round with their error."""
+    rows = []
+    for length in lengths:
+        for rule in ("token", "block"):
+            made = _decoded(
+                subject,
+                subject.held_out * params.samples,
+                params,
+                SelfDrafter(plan),
+                FixedLength(length),
+                sampler=Sampler(temperature=params.temperature),
+                generator=torch.Generator(subject.decoder.device).manual_seed(params.seed),
+                verification=rule,
+            )
+            count, _ = counted(made)
+            found = ratio(np.full(len(count), float(params.max_new_tokens - 1)), count)
+            rows.append({"rule": rule, "length": length, "mean": found.mean, "sem": found.sem})
+    return pd.DataFrame(rows)
+
+
+def needed(costs: Iterable[float], gains: Iterable[float]) -> pd.DataFrame:
+    """Give the acceptance that each speed-up needs at each cost; NaN where 1 does not suffice."""
+    rows = []
+    for gain in gains:
+        for cost in costs:
+            low, high = 0.0, 1.0
+            if _best(1.0, cost) < gain:
+                low = high = float("nan")
+            for _ in range(30):
+                middle = (low + high) / 2
+                low, high = (low, middle) if _best(middle, cost) >= gain else (middle, high)
+            rows.append({"gain": gain, "cost": cost, "acceptance": high})
+    return pd.DataFrame(rows)
+
+
+def _best(alpha: float, cost: float) -> float:
+    return theory.speedup(alpha, theory.best_length(alpha, cost=cost, longest=32), cost=cost)
+
+
+def published_plans() -> pd.DataFrame:
+    """Give c by bytes of the plans that were published for large models."""
+    configs = {
+        "gemma-2-9b-it": published("gemma-2-9b"),
+        "llama-2-13b": llama_2(5120, 13_824, 40, kv_heads=40),
+        "llama-2-70b": llama_2(8192, 28_672, 80, kv_heads=8),
+    }
+    rows = []
+    for name, config in configs.items():
+        said = PublishedPlan.read(name)
+        rows.append(
+            {
+                **{"plan": name, "layers": config.num_hidden_layers},
+                **{"attention": len(said.plan.attn), "MLP": len(said.plan.mlp)},
+                "cost": said.plan.cost(config),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def branch_frequency(recorded: pd.DataFrame, n_layers: int, seeds: int) -> pd.DataFrame:
+    """Give how often each branch is in the best plan of a search of all branches, over seeds."""
+    ax = recorded.loc[(recorded["strategy"] == RACE) & (recorded["space"] == "all")]
+    ax = ax.loc[ax["method"] == "Ax"]
+    best = ax.loc[ax.groupby("seed")["value"].idxmax()]
+    plans = [SkipPlan.from_json(plan) for plan in best["plan"]]
+    rows = [
+        {"branch": branch, "layer": layer, "share": sum(layer in skipped(p) for p in plans) / seeds}
+        for branch, skipped in BRANCHES.items()
+        for layer in range(n_layers)
+    ]
+    return pd.DataFrame(rows)
+
+
+BRANCHES: Mapping[str, Callable[[SkipPlan], frozenset[int]]] = {
+    "attention": lambda plan: plan.attn,
+    "MLP": lambda plan: plan.mlp,
+}
+
+
+def race_of(recorded: pd.DataFrame) -> pd.DataFrame:
+    """Give the recorded race of the methods: space, method, seed, index, value, best, plan."""
+    rows = recorded.loc[recorded["strategy"] == RACE]
+    columns = ["space", "method", "seed", "index", "value", "best", "plan"]
+    return rows[columns].reset_index(drop=True)
+
+
+def share_of_gain(race: pd.DataFrame) -> pd.DataFrame:
+    """Give how much of the optimum's gain over the mean plan each method has at its end.
+
+    In the space that was tried out; a row a method and seed.
+    """
+    small = race.loc[race["space"] == "small"]
+    (all_of_it,) = small.loc[small["method"] == "exhaustive"].to_dict("records")
+    others = small.loc[small["method"] != "exhaustive"]
+    last = others.loc[others.groupby(["method", "seed"])["index"].idxmax()]
+    gain = (last["best"] - all_of_it["value"]) / (all_of_it["best"] - all_of_it["value"])
+    return last.assign(share=gain)[["method", "seed", "index", "share"]].reset_index(drop=True)
+
+
+def timed(recorded: pd.DataFrame) -> pd.DataFrame:
+    """Give the recorded plans that were found, with their speed-ups foretold and measured."""
+    rows = recorded.loc[recorded["strategy"] == "self-drafting"].copy()
+    rows["residual"] = rows["speedup_median"] / rows["predicted"] - 1
+    return rows.reset_index(drop=True)

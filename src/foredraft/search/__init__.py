@@ -1,0 +1,1 @@
+"""Search for the branches to skip: spaces, trials, Bayesian optimisation, baselines, engines."""

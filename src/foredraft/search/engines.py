@@ -1,0 +1,139 @@
+"""Where plans are measured: in this process, or on a cluster through Ray."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any, Protocol, final, runtime_checkable
+
+from foredraft.models.skip import SkipPlan
+from foredraft.search.trial import Estimate, Objective
+
+RETRIES = 3
+"""How often a plan is given to a new worker after its own has died."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Measures several plans."""
+
+    def measure(
+        self, objective: Objective, plans: Sequence[SkipPlan]
+    ) -> list[Mapping[str, Estimate]]:
+        """Give what the objective says of each plan, in the order of the plans."""
+        ...
+
+
+@final
+class Local:
+    """Measure in this process, one plan after another."""
+
+    def measure(
+        self, objective: Objective, plans: Sequence[SkipPlan]
+    ) -> list[Mapping[str, Estimate]]:
+        """Give what the objective says of each plan."""
+        return [objective(plan) for plan in plans]
+
+
+@final
+class Ray:
+    """Measure with several workers at once, on this machine or on a Ray cluster at `address`.
+
+    Each worker is a process with one CPU, no accelerator, and its own copy of the objective, which
+    is sent once. On a cluster every machine needs this package. A worker that dies is replaced and
+    its plan measured again, up to RETRIES times. Used as `with Ray(workers=4) as engine:`, it stops
+    at the end of the block what it has started; nothing starts before the first measurement. A
+    cluster that is started here reports no usage to its makers.
+    """
+
+    def __init__(self, *, workers: int, address: str | None = None) -> None:
+        if workers < 1:
+            raise ValueError(f"workers={workers}: give 1 or more, or use Local()")
+        if find_spec("ray") is None:
+            raise ValueError(
+                "Ray is not installed: `make setup` or `pip install -c requirements.lock ray` "
+                "installs it; Local() does without"
+            )
+        self.workers, self.address = workers, address
+        self._started = False
+        self._objective: Objective | None = None
+        self._shared: list[Any] = []
+        self._pool: list[Any] = []
+
+    def __enter__(self) -> "Ray":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def measure(
+        self, objective: Objective, plans: Sequence[SkipPlan]
+    ) -> list[Mapping[str, Estimate]]:
+        """Give what the objective says of each plan; an error it raises is raised here."""
+        import ray
+        from ray.util import ActorPool
+
+        self._start()
+        if objective is not self._objective:
+            self._objective, self._shared = objective, [ray.put(objective)]
+        shared = self._shared
+        pool: Any = ActorPool(self._pool)
+        return [*pool.map(lambda worker, plan: worker.measure.remote(shared, plan), [*plans])]
+
+    def close(self) -> None:
+        """Stop the workers, and the cluster if it was started here."""
+        import ray
+
+        for worker in self._pool:
+            ray.kill(worker)
+        self._objective, self._shared, self._pool = None, [], []
+        if self._started:
+            ray.shutdown()
+            self._started = False
+
+    def _start(self) -> None:
+        import ray
+
+        if not ray.is_initialized():
+            local = {"num_cpus": self.workers, "include_dashboard": False}
+            with _environment("RAY_USAGE_STATS_ENABLED", "0"):
+                ray.init(
+                    address=self.address or "local",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **({} if self.address else local),
+                )
+            self._started = True
+        if not self._pool:
+            actor = ray.remote(num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES)
+            self._pool = [actor(_Worker).remote() for _ in range(self.workers)]
+
+
+class _Worker:
+    """A process that keeps the objective that it was sent last."""
+
+    def __init__(self) -> None:
+        self.shared: list[Any] = []
+
+    def measure(self, shared: list[Any], plan: SkipPlan) -> Mapping[str, Estimate]:
+        """Fetch the objective if it is another; it comes by reference, in a list of one."""
+        import ray
+
+        if shared != self.shared:
+            self.objective: Objective = ray.get(shared[0])
+            self.shared = shared
+        return self.objective(plan)
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Set a variable for what is started meanwhile, then leave it as it was."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before

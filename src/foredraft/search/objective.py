@@ -1,0 +1,236 @@
+"""What a skip plan is worth, foretold without decoding: tokens a round, and the speed-up.
+
+Along rehearsed text the rounds of speculative decoding are a renewal process. A round that starts
+after new token a drafts up to γ tokens, of which the first n stand, and the next one starts after
+token a + n + 1. The chances of each n are known (`rehearsal`), so r_a, the chance that a round
+starts after token a, follows from those before it, and the expected rounds of the text are Σ r_a.
+That is not the same as to take each place for as likely a start as any other: rounds start more
+often after rejections, where drafts go on to be bad.
+
+What a round that starts after a yields is 1 + Σ_k P(k − 1 drafts stand) · β_k: the chance that the
+k-th stands too is averaged over what the target might have said there, which has less noise than
+the chance of what it did say, and the same mean.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from foredraft.decoding.theory import Costs
+from foredraft.models.config import DecoderConfig
+from foredraft.models.skip import SkipPlan
+from foredraft.sampling import Sampler
+from foredraft.search.rehearsal import Chances, Rehearsal
+from foredraft.search.trial import Estimate
+
+RESAMPLES = 200
+"""Bootstrap resamples of the texts, from which standard errors come."""
+
+CostModel = Callable[[SkipPlan], Costs]
+"""What the parts of a round cost under a plan, in any one unit of time."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """The expected rounds of each text at one draft length, counted by what they draft.
+
+    `by_drafted[text, n]` are the rounds that draft n tokens, fewer than γ where a text ends;
+    `accepted[text]` the drafts that stand. `places` is how many tokens a text gets: the same as
+    `tokens` on average over the target's law.
+    """
+
+    length: int
+    places: int
+    by_drafted: np.ndarray
+    accepted: np.ndarray
+
+    @property
+    def count(self) -> np.ndarray:
+        """Rounds of each text."""
+        return self.by_drafted.sum(1)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Tokens that the rounds of each text yield: the drafts that stand, and one each."""
+        return self.count + self.accepted
+
+    @property
+    def drafted(self) -> np.ndarray:
+        """Tokens drafted in each text."""
+        return self.by_drafted @ np.arange(self.length + 1)
+
+    def time(self, costs: Costs) -> np.ndarray:
+        """Give what each text takes, in the unit of the costs."""
+        drafting = (
+            n * costs.draft + costs.verify[n] + costs.other for n in range(1, self.length + 1)
+        )
+        return self.by_drafted @ np.array([costs.target, *drafting])
+
+
+def rounds(chances: Sequence[Chances], length: int) -> Rounds:
+    """Follow the rounds along every text; `chances` are those of the first `length` drafts."""
+    if not 1 <= length <= len(chances):
+        raise ValueError(f"length is {length}: chances are known for 1 to {len(chances)} drafts")
+    stands, overlaps = (
+        [getattr(each, name).double().cpu().numpy() for each in chances[:length]]
+        for name in ("accepted", "overlap")
+    )
+    n_texts, places = stands[0].shape
+    starts = np.zeros((n_texts, places + 1))
+    starts[:, 0] = 1.0
+    by_drafted, accepted = np.zeros((n_texts, length + 1)), np.zeros(n_texts)
+    for a in range(places):
+        left = starts[:, a].copy()
+        drafted = min(length, places - a - 1)  # what a text may still get, less the round's last
+        by_drafted[:, drafted] += left
+        for k in range(drafted):
+            accepted += left * overlaps[k][:, a + k]
+            stand = left * stands[k][:, a + k]
+            starts[:, a + k + 1] += left - stand
+            left = stand
+        starts[:, a + drafted + 1] += left
+    return Rounds(length, places, by_drafted, accepted)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What decoding under a plan is expected to do at its best draft length."""
+
+    plan: SkipPlan
+    length: int
+    speedup: Estimate
+    acceptance: Estimate
+    tokens_per_round: Estimate
+    overlap: Estimate
+    cost: float
+
+    def metrics(self) -> dict[str, Estimate]:
+        """Name its figures, for a search; `cost` is c and has no error."""
+        return {
+            "speedup": self.speedup,
+            "acceptance": self.acceptance,
+            "tokens_per_round": self.tokens_per_round,
+            "overlap": self.overlap,
+            "cost": Estimate(self.cost, 0.0),
+            "length": Estimate(float(self.length), 0.0),
+        }
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Foretells a plan's speed-up over plain decoding, as a search asks for it.
+
+    Draft lengths are tried from 1 up to `longest`, until a longer one gains nothing: so few passes
+    are needed for a plan that is poor. A length of 0, not to draft, is left out, since a search
+    learns nothing from a speed-up of 1 whatever the plan. With `exact` False the one-pass
+    approximation stands for the k-pass band.
+    """
+
+    rehearsal: Rehearsal
+    costs: CostModel
+    longest: int = 8
+    sampler: Sampler | None = None
+    exact: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse lengths that the texts have no room for."""
+        if not 1 <= self.longest < self.rehearsal.n_places:
+            raise ValueError(
+                f"longest is {self.longest}: drafts of 1 to {self.rehearsal.n_places - 1} tokens "
+                "fit these texts; rehearse longer ones, or draft less"
+            )
+
+    def __call__(self, plan: SkipPlan) -> Mapping[str, Estimate]:
+        """Give the metrics of `predict`."""
+        return self.predict(plan).metrics()
+
+    def predict(self, plan: SkipPlan, length: int | None = None) -> Prediction:
+        """Foretell what a plan does at a draft length, None: at the best one."""
+        costs, best = self.costs(plan), None
+        chances: list[Chances] = []
+        for each in self._drafts(plan):
+            chances.append(each)
+            if length is not None and len(chances) < length:
+                continue
+            found = self._predicted(plan, chances, costs)
+            if best is not None and found.speedup.mean <= best.speedup.mean:
+                break
+            best = found
+            if len(chances) == (length or self.longest):
+                break
+        assert best is not None
+        return best
+
+    def _drafts(self, plan: SkipPlan) -> Iterable[Chances]:
+        drafts = self.rehearsal.drafts if self.exact else self.rehearsal.one_pass
+        return drafts(plan, self.sampler)
+
+    def _predicted(self, plan: SkipPlan, chances: Sequence[Chances], costs: Costs) -> Prediction:
+        found = rounds(chances, len(chances))
+        overlaps = chances[0].overlap.double().mean(1).cpu().numpy()
+        return Prediction(
+            plan,
+            found.length,
+            speedup=ratio(found.tokens * costs.target, found.time(costs)),
+            acceptance=ratio(found.accepted, found.drafted),
+            tokens_per_round=ratio(found.tokens, found.count),
+            overlap=ratio(overlaps, np.ones_like(overlaps)),
+            cost=costs.draft / costs.target,
+        )
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
+    """Give Σ above ÷ Σ below over the texts, with the standard error of a bootstrap over them."""
+    picks = np.random.default_rng(0).integers(len(above), size=(RESAMPLES, len(above)))
+    resampled = above[picks].sum(1) / below[picks].sum(1)
+    return Estimate(float(above.sum() / below.sum()), float(resampled.std(ddof=1)))
+
+
+def variance(above: np.ndarray, below: np.ndarray) -> float:
+    """Give n times the variance of Σ above ÷ Σ below over n texts, to first order."""
+    off = (above - above.sum() / below.sum() * below) / below.mean()
+    return float(off.var(ddof=1))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ByBytes:
+    """Costs by the share of the weight bytes that a step reads: for a machine not at hand.
+
+    Verifying a draft reads what a plain step reads, whatever the draft's length.
+    """
+
+    config: DecoderConfig
+    longest: int = 8
+
+    def __call__(self, plan: SkipPlan) -> Costs:
+        """Take a plain step for the unit of time."""
+        verify = dict.fromkeys(range(1, self.longest + 1), 1.0)
+        return Costs(target=1.0, draft=plan.cost(self.config), verify=verify)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ByClock:
+    """Costs as measured, in plain rounds: a draft step of the whole model, less each branch.
+
+    A branch saves `attention` or `mlp`; each pair of one and the other saves `both` less than the
+    sum. `verify[n]` is what follows a draft of n tokens in its round.
+    """
+
+    step: float
+    attention: float
+    mlp: float
+    both: float
+    verify: Mapping[int, float]
+
+    def __call__(self, plan: SkipPlan) -> Costs:
+        """Take off what the branches in the plan cost."""
+        attention, mlp = len(plan.attn), len(plan.mlp)
+        saved = attention * self.attention + mlp * self.mlp - attention * mlp * self.both
+        return Costs(target=1.0, draft=max(0.0, self.step - saved), verify=self.verify)
