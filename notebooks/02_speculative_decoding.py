@@ -406,10 +406,10 @@ display(fastest[[*columns, "speedup_median", "acceptance", "roofline"]].round(2)
 figures.save(draw.beside(fastest, where), "speculative_decoding", "beside", made_from)
 
 # %% [markdown]
-# Does the theory foretell the clock? α by position and the costs of a draft step, of a target pass over the draft and of
-# judging it go in, each timed by itself, in a loop; what a round takes beside its pass is told from plain
-# decoding's own rounds. No number is chosen to fit, but α and the plain rounds come from the same generations, so that this is a
-# check that the sum is complete, not a forecast for another machine. The prompt's own pass, which no draft shortens, is left out on both sides.
+# Does the theory foretell the clock? α by position goes in, what a draft step costs, what follows a draft in its round, and
+# what a plain round costs. These are timed *in place*, in generations of their own that took their turn with the others. (The same parts timed by
+# themselves in a loop come out too cheap: target and draft no longer take the processor's caches from each other.) No number is chosen to fit; it is a
+# check that the sum is complete, not a forecast for another machine. The passes over the prompt, which no draft shortens, are left out on both sides.
 
 # %%
 drafted = arms[(arms.library == "foredraft") & (arms.strategy == "draft model") & (arms.batch == 1)]

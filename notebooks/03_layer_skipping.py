@@ -187,7 +187,7 @@ display(
 #
 # Now one branch at a time, in each of the models. Beside β stand two older measures: whether draft and target have
 # the same favourite, and the divergence KL(p‖q), which is by how much the loss on the target's own text rises (its
-# exponential is the factor on the perplexity).
+# exponential is the factor on the perplexity). And what the branch takes of a step's time, as recorded: what skipping it spares.
 
 # %%
 branch_steps = pd.concat(
@@ -197,7 +197,9 @@ branch_steps = pd.concat(
     ]
 )
 singles = experiment.judged(branch_steps[branch_steps.family == "one branch"])
-plain_singles = singles[singles.model.isin(params.models)]
+recorded = recording.recordings("layer_skipping")["cpu"]
+arms = recorded.table
+plain_singles = experiment.with_times(singles[singles.model.isin(params.models)], arms)
 figures.save(draw.branches(plain_singles), "layer_skipping", "branches", made_from)
 
 # %%
@@ -266,8 +268,6 @@ best = plans.loc[plans.groupby("model", sort=False)["gain"].idxmax()]
 best[["model", "family", "name", "branches", "cost", "overlap", "gain"]].round(3)
 
 # %%
-recorded = recording.recordings("layer_skipping")["cpu"]
-arms = recorded.table
 timed = experiment.measured_costs(arms)
 figure = draw.plane(plans, experiment.level_lines(draw.GAINS), timed)
 figures.save(figure, "layer_skipping", "plane", made_from)

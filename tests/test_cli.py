@@ -9,14 +9,22 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import typer
 from rich.console import Console
 
 import foredraft as fd
 from foredraft import cli, params, paths, recording, results, runner
 from foredraft.articles import ARTICLES
+from foredraft.experiments import plan_search
+from foredraft.experiments.plan_search import Candidate, Found
 from foredraft.models.loading import pocket_models
+from foredraft.models.skip import PublishedPlan, SkipPlan
 from foredraft.provenance import Stamp
+from foredraft.search.engines import Ray
+from foredraft.search.objective import Prediction
+from foredraft.search.trial import Estimate, Trial
+from tests.decoding.conftest import tiny
 
 
 @pytest.fixture
@@ -59,9 +67,9 @@ def test_the_console_script_answers():
 
 def test_every_command_explains_itself(foredraft):
     code, listed, _ = foredraft("--help")
-    names = ("run", "sync", "results", "models", "generate", "pretrain", "bench", "record")
+    names = ("run", "sync", "results", "models", "generate", "search", "pretrain", "bench")
     assert code == 0
-    for name in names:
+    for name in (*names, "record"):
         assert name in listed
         assert foredraft(name, "--help")[0] == 0
 
@@ -385,3 +393,93 @@ def test_a_model_that_is_not_there_is_one_line_with_what_is(foredraft):
     code, _, err = foredraft("generate", "x", "--model", "pocket-lama")
     assert code == 2
     assert "pocket-llama" in err
+
+
+@pytest.fixture
+def plans(monkeypatch, tmp_path):
+    """Keep no plan in the repository."""
+    monkeypatch.setattr(paths, "PLANS", tmp_path / "plans")
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    return tmp_path / "plans"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--trials", "0"), "self_speculation.trials: 0 is not allowed; it must be greater than"),
+        (("--objective", "speed"), "unknown objective 'speed': did you mean 'speedup'? Known: acc"),
+        (("--objective", "-costs"), "unknown objective 'costs': did you mean 'cost'?"),
+        (("--costs", "clok"), "unknown kind of costs 'clok': did you mean 'clock'?"),
+        (("--engine", "rai"), "unknown engine 'rai': did you mean 'ray'?"),
+        (("--engine", "ray", "--workers", "0"), "workers=0: give 1 or more"),
+        (("--model", "pocket-lama"), "no model 'pocket-lama': did you mean 'pocket-llama'?"),
+        (("--profile", "smok"), "unknown profile of self_speculation 'smok': did you mean 'smoke'"),
+        (("--seed", "-1"), "self_speculation.seed: -1 is not allowed"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_one_line_and_leaves_nothing(foredraft, plans, words, told):
+    code, out, err = foredraft("search", *words)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert "Traceback" not in err
+    assert not [*plans.parent.iterdir()]
+
+
+def test_an_objective_is_any_metric_that_a_plan_is_foretold_by(found):
+    assert set(cli.OBJECTIVES) == set(found.best[0].metrics())
+
+
+@pytest.fixture
+def found(tmp_path) -> Found:
+    """What a search of a tiny model came to."""
+    plan = SkipPlan(attn=[1], mlp=[0, 1])
+    subject = Candidate("tiny", tiny("llama", 11, 3, torch.float32), [[1]], [[2]])
+    speedup = Estimate(1.25, 0.01)
+    best = Prediction(plan, 3, speedup, *[Estimate(0.5, 0.02)] * 3, cost=0.4)
+    ends = {"speedup_median": 1.174, "speedup_min": 1.1, "speedup_max": 1.3, "speedup_iqr": 0.05}
+    row = {"name": "found 1", "predicted_held_out": 1.21, **ends, "acceptance": 0.45, "n": 8}
+    trials = [Trial(0, plan, best.metrics(), "start")]
+    rows = pd.DataFrame([{**row, "name": None}, row])
+    return Found(subject, 1.0, trials, [best], pd.DataFrame(), rows, 2.0, tmp_path / "cache")
+
+
+@pytest.fixture
+def searched(monkeypatch, found):
+    """Instead of searching, note how it was asked for."""
+    calls = []
+
+    def find(name, params, **options):
+        calls.append((name, params, options))
+        return found
+
+    monkeypatch.setattr(plan_search, "find", find)
+    return calls
+
+
+def test_a_search_shows_the_plan_its_three_speed_ups_and_where_it_is(foredraft, plans, searched):
+    words = ("--model", "tiny", "--trials", "9", "--seed", "3", "--costs", "bytes")
+    code, out, err = foredraft("search", *words, "--objective", "-cost", "--temperature", "0.5")
+    assert code == 0
+    assert out.splitlines() == [
+        "SkipPlan(attn=[1], mlp=[0, 1]), draft length 3",
+        "speed-up foretold 1.250 ± 0.010, by held-out texts 1.210, decoded 1.17 (1.1–1.3), n 8",
+    ]
+    assert err == f"✓ {paths.label(plans / 'tiny.json')}\n"
+    assert PublishedPlan.read("tiny").gamma == 3
+    ((name, given, options),) = searched
+    assert (name, given.trials, given.seed, given.objective) == ("tiny", 9, 3, "-cost")
+    assert (options["temperature"], options["times"], options["engine"]) == (0.5, False, None)
+
+
+def test_a_search_goes_by_the_clock_unless_told_otherwise(foredraft, plans, searched):
+    assert foredraft("search", "--profile", "smoke")[0] == 0
+    ((name, given, options),) = searched
+    assert (name, given.profile, given.objective) == ("pocket-llama", "smoke", "speedup")
+    assert (options["temperature"], options["times"], options["engine"]) == (1.0, True, None)
+
+
+def test_a_search_on_a_cluster_has_as_many_workers_as_asked_for(foredraft, plans, searched):
+    assert foredraft("search", "--engine", "ray", "--workers", "3")[0] == 0
+    ((_, _, options),) = searched
+    assert isinstance(options["engine"], Ray)
+    assert options["engine"].workers == 3

@@ -23,6 +23,7 @@ ARTICLES = (
     Article(1, "sampling", "From logits to a token"),
     Article(2, "speculative_decoding", "Speculative decoding"),
     Article(3, "layer_skipping", "A Transformer that drafts for itself"),
+    Article(4, "self_speculation", "Self-speculative decoding with a searched plan"),
 )
 
 

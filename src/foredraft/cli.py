@@ -43,6 +43,9 @@ LOOKUP = "lookup"
 BENCHMARKS = {"decode": "speculative_decoding", "decode --self": "layer_skipping"}
 """What a benchmark is called, beside the article that draws it."""
 
+OBJECTIVES = ("speedup", "acceptance", "tokens_per_round", "overlap", "cost", "length")
+"""What a search can make large, or small with a minus in front."""
+
 WHERE = ("new_tokens", "dtype", "device", "threads")
 """Columns that say under what circumstances a benchmark ran."""
 
@@ -261,6 +264,8 @@ def search(  # noqa: PLR0913 - one option a knob
     from foredraft.params import load as load_params
     from foredraft.search.engines import Ray
 
+    if objective.removeprefix("-") not in OBJECTIVES:
+        raise unknown("objective", objective.removeprefix("-"), OBJECTIVES)
     if costs not in ("clock", "bytes"):
         raise unknown("kind of costs", costs, ("clock", "bytes"))
     if engine not in ("local", "ray"):
@@ -277,10 +282,11 @@ def search(  # noqa: PLR0913 - one option a knob
             report=_progress.print,
         )
     best, timed = found.best[0], found.measured.set_index("name").loc["found 1"]
-    _output.print(f"{best.plan}, draft length {best.length}")
+    _output.print(f"{best.plan}, draft length {best.length}", soft_wrap=True)
     _output.print(
         f"speed-up foretold {best.speedup.mean:.3f} ± {best.speedup.sem:.3f}, by held-out texts "
-        f"{timed['predicted_held_out']:.3f}, decoded {_cell(timed, 'speedup')}, n {timed['n']}"
+        f"{timed['predicted_held_out']:.3f}, decoded {_cell(timed, 'speedup')}, n {timed['n']}",
+        soft_wrap=True,
     )
     _progress.print(f"✓ {paths.label(plan_search.keep(found, params))}")
 

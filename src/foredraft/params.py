@@ -108,6 +108,8 @@ class SelfSpeculation(Section):
     max_new_tokens: Annotated[int, Field(ge=3)]
     plans_checked: Annotated[int, Field(ge=2)]
     checked_length: Count
+    checked_prompts: Count
+    checked_tokens: Annotated[int, Field(ge=3)]
     samples: Count
     pareto_trials: Annotated[int, Field(ge=2)]
     free_layers: tuple[Annotated[int, Field(ge=0)], ...]

@@ -49,6 +49,7 @@ def record(slug: str, device: str, table: pd.DataFrame, stamp: Stamp) -> Path:
     content = {
         "machine": asdict(this_machine(device)),
         "date": datetime.now(UTC).date().isoformat(),
+        "columns": list(table.columns),
         "rows": [_without_nan(row) for row in table.to_dict(orient="records")],
     }
     path = paths.recorded(slug, device)
@@ -57,8 +58,8 @@ def record(slug: str, device: str, table: pd.DataFrame, stamp: Stamp) -> Path:
 
 
 def _without_nan(row: Mapping[Hashable, object]) -> dict[str, object]:
-    """Give a row as JSON can hold it; what was not measured is null there, and NaN when read."""
-    return {str(name): None if value != value else value for name, value in row.items()}
+    """Leave out of a row what was not measured, which is NaN again when read."""
+    return {str(name): value for name, value in row.items() if value == value}
 
 
 def recordings(slug: str) -> Mapping[str, Recording]:
@@ -70,7 +71,7 @@ def read(path: Path) -> Recording:
     """Read what `record` wrote."""
     stamped = read_json(path)
     return Recording(
-        table=pd.DataFrame(stamped.content["rows"]),
+        table=pd.DataFrame(stamped.content["rows"], columns=stamped.content["columns"]),
         machine=Machine(**stamped.content["machine"]),
         date=stamped.content["date"],
         stamp=stamped.stamp,

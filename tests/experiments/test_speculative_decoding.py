@@ -1,22 +1,20 @@
 """Article 02's measures mean what their names say."""
 
-import hashlib
 import itertools
-import json
 from pathlib import Path
 
-import huggingface_hub.constants
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from foredraft import params, results
 from foredraft.decoding import theory
 from foredraft.experiments import speculative_decoding as experiment
 from tests.decoding.conftest import tiny
+from tests.experiments.conftest import cached, edit, letters, only, template_within
 
 TEMPLATE = (
     "<s>{% for message in messages %}<u> {{ message['content'] }} {% endfor %}"
@@ -260,19 +258,6 @@ SMOLLM2 = {
 }
 
 
-def letters(swapped: bool = False) -> PreTrainedTokenizerFast:
-    """A tokenizer of single bytes and of the marks that turns have, which adds none itself."""
-    words = [*MARKS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    if swapped:
-        words[-2:] = reversed(words[-2:])
-    bare = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
-    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bare.decoder = decoders.ByteLevel()
-    _, start, end = MARKS
-    special = {"bos_token": start, "eos_token": end, "additional_special_tokens": [*MARKS]}
-    return PreTrainedTokenizerFast(tokenizer_object=bare, chat_template=CHAT, **special)
-
-
 def publish(folder: Path, heads: int, kv_heads: int, theta: float, swapped: bool) -> None:
     """Save a tiny random model as SmolLM2 is published: in shards, by an older transformers."""
     rope = {"rope_type": "default", "rope_theta": theta}
@@ -295,31 +280,11 @@ def publish(folder: Path, heads: int, kv_heads: int, theta: float, swapped: bool
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
         model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="10KB")
-    letters(swapped).save_pretrained(folder)
-    template = (folder / "chat_template.jinja").read_text()
-    edit(folder / "tokenizer_config.json", chat_template=template)
-    (folder / "chat_template.jinja").unlink()
+    _, start, end = MARKS
+    letters(MARKS, CHAT, start, end, swapped=swapped).save_pretrained(folder)
+    template_within(folder)
     edit(folder / "config.json", "rope_parameters", "dtype", rope_theta=theta, rope_scaling=None)
     edit(folder / "config.json", torch_dtype="bfloat16")
-
-
-def edit(file: Path, *dropped: str, **fields: object) -> None:
-    kept = {name: value for name, value in json.loads(file.read_text()).items()}
-    for name in dropped:
-        del kept[name]
-    file.write_text(json.dumps(kept | fields))
-
-
-def cached(hub: Path, name: str, folder: Path) -> None:
-    """Lay a folder out as the hub caches it: blobs by digest, and links to them in a snapshot."""
-    entry, revision = hub / f"models--{name.replace('/', '--')}", "0" * 40
-    for part in ("blobs", "refs", f"snapshots/{revision}"):
-        (entry / part).mkdir(parents=True)
-    (entry / "refs" / "main").write_text(revision)
-    for file in folder.iterdir():
-        blob = hashlib.sha256(file.read_bytes()).hexdigest()
-        file.rename(entry / "blobs" / blob)
-        (entry / "snapshots" / revision / file.name).symlink_to(f"../../blobs/{blob}")
 
 
 def published(monkeypatch, root: Path, *, swapped: bool = False) -> None:
@@ -327,8 +292,7 @@ def published(monkeypatch, root: Path, *, swapped: bool = False) -> None:
     for name, sizes in SMOLLM2.items():
         publish(root / "made", **sizes, swapped=swapped and "135M" in name)
         cached(root / "hub", name, root / "made")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    only(monkeypatch, root / "hub")
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ Half of the prompts are searched on, the other half is held out for whatever is 
 plans that were found.
 """
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -13,6 +15,7 @@ from typing import final
 
 import pandas as pd
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from foredraft import paths
 from foredraft.bench import now
@@ -20,6 +23,7 @@ from foredraft.benchmarks.decoding import SAMPLERS
 from foredraft.benchmarks.self_drafting import Contest
 from foredraft.benchmarks.self_speculation import STEP, VERIFY, by_clock, finalists, round_costs
 from foredraft.experiments.speculative_decoding import DTYPES, chat_ids
+from foredraft.files import digest, write_text
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load
 from foredraft.models.skip import SkipPlan
@@ -32,7 +36,7 @@ from foredraft.search.engines import Ray
 from foredraft.search.objective import ByBytes, CostModel, Objective, Prediction
 from foredraft.search.rehearsal import Rehearsal, rehearse
 from foredraft.search.space import Space
-from foredraft.search.trial import Estimate, Trial
+from foredraft.search.trial import Aim, Estimate, Trial
 from foredraft.search.trial import Objective as Judge
 
 MEASURED_TOKENS, MEASURED_PROMPTS = 96, 12
@@ -40,6 +44,9 @@ MEASURED_TOKENS, MEASURED_PROMPTS = 96, 12
 
 FINALISTS = 2
 """How many plans of a search are measured in earnest, best first."""
+
+INSTEAD = "foredraft run self_speculation -p profile=pocket"
+"""What runs where a published model does not."""
 
 
 @final
@@ -51,6 +58,13 @@ class Candidate:
     decoder: Decoder
     searched: list[list[int]]
     held_out: list[list[int]]
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def asked(self, question: str) -> list[int]:
+        """Put a question into the model's chat template; ValueError if it has no tokenizer."""
+        if self.tokenizer is None:
+            raise ValueError(f"{self.name} has no tokenizer here: load it with `chosen`")
+        return list(chat_ids(self.tokenizer, question))
 
 
 @cache
@@ -62,13 +76,24 @@ def candidate(
     `kind` "code" takes pieces of the held-out package, "chat" what users say, in the model's own
     chat template.
     """
-    decoder, tokenizer = load(name, device=device, dtype=DTYPES[dtype])
+    decoder, tokenizer = _loaded(name, device, DTYPES[dtype])
     if kind == "chat":
         ids = [list(chat_ids(tokenizer, prompt.turns[0])) for prompt in chat_prompts()]
     else:
         ids = [tokenizer.encode(prompt.text()) for prompt in code_prompts()]
-    searched, held_out = (_some(ids[start::2], n_prompts) for start in (0, 1))
-    return Candidate(name, decoder, searched, held_out)
+    searched, held_out = (some(ids[start::2], n_prompts) for start in (0, 1))
+    return Candidate(name, decoder, searched, held_out, tokenizer)
+
+
+def _loaded(name: str, device: str, dtype: torch.dtype) -> tuple[Decoder, PreTrainedTokenizerBase]:
+    """Load a model; ValueError, with what to run instead, if it cannot be had."""
+    try:
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"{name!r} is to run on {device!r}, and torch sees no such device")
+        return load(name, device=device, dtype=dtype)
+    except ValueError as error:
+        told = f"{error}. What runs anywhere are the pocket models: {INSTEAD}"
+        raise ValueError(told) from error
 
 
 def chosen(name: str, params: SelfSpeculation, dtype: str = "bfloat16") -> Candidate:
@@ -76,10 +101,12 @@ def chosen(name: str, params: SelfSpeculation, dtype: str = "bfloat16") -> Candi
     return candidate(name, params.n_prompts, params.prompts, params.device, dtype)
 
 
-def _some(prompts: list[list[int]], n: int) -> list[list[int]]:
+def some(prompts: list[list[int]], n: int) -> list[list[int]]:
     """Take n of them at equal distances."""
     if n > len(prompts):
-        raise ValueError(f"n_prompts is {n}: half of the prompts are {len(prompts)}, ask for fewer")
+        raise ValueError(
+            f"{n} prompts are asked for, and half of all are {len(prompts)}: ask for fewer"
+        )
     return [prompts[i * len(prompts) // n] for i in range(n)]
 
 
@@ -153,7 +180,7 @@ class Found:
     """What a search of one model at one temperature came to.
 
     `costs` are the rows of what was timed beforehand, `measured` those of the best plans decoded in
-    earnest, `seconds` how long the search took.
+    earnest, `seconds` how long the search took, `folder` where it is as long as it may go on.
     """
 
     subject: Candidate
@@ -163,6 +190,7 @@ class Found:
     costs: pd.DataFrame
     measured: pd.DataFrame
     seconds: float
+    folder: Path
 
 
 def find(  # noqa: PLR0913 - what the command line offers
@@ -177,23 +205,51 @@ def find(  # noqa: PLR0913 - what the command line offers
 ) -> Found:
     """Search all branches of a model, then decode under the best plans on held-out prompts.
 
-    With `times` the costs that the search goes by are measured first, else they are by bytes.
+    With `times` the costs that the search goes by are measured first, else they are by bytes. Costs
+    and trials are on disk as soon as they are known, and a search that was interrupted goes on,
+    until `keep` or `forget` ends it.
     """
     subject, told = chosen(name, params), f"{name}, {sampler_name(temperature)}"
+    batch = 1 if engine is None else engine.workers
+    folder = _folder(name, params, temperature, times, batch)
     timed = pd.DataFrame()
     if times:
         report(f"{told}: what the parts of a round cost")
-        timed = round_costs(contest(subject), sampler_name(temperature), clock=clock)
+        timed = _timed_once(folder / "costs.json", subject, temperature, clock)
     judge = objective(subject, params, costs(subject, timed, temperature), temperature=temperature)
+    asked = judge if engine is None else Reloaded(name, params, judge.costs, temperature)
     report(f"{told}: {params.trials} trials")
     start = clock()
-    asked = judge if engine is None else Reloaded(name, params, judge.costs, temperature)
-    trials = searched(subject, asked, params, engine=engine)
+    trials = searched(subject, asked, params, engine=engine, folder=folder)
     seconds, best = clock() - start, foretold(judge, trials, params)
     report(f"{told}: the best of them, decoded; {best[0].speedup.mean:.3f} foretold")
     held_out = objective(subject, params, judge.costs, temperature=temperature, held_out=True)
     rows = measured(subject, best, held_out, temperature=temperature, clock=clock)
-    return Found(subject, temperature, trials, best, timed, rows, seconds)
+    return Found(subject, temperature, trials, best, timed, rows, seconds, folder)
+
+
+def _folder(
+    name: str, params: SelfSpeculation, temperature: float, times: bool, batch: int
+) -> Path:
+    """Name a folder for a search with these settings, and with these weights."""
+    told = [params.model_dump_json(), str(temperature), str(times), str(batch), name]
+    told += map(digest, paths.weights(name))
+    return paths.searches(hashlib.sha256("\n".join(told).encode()).hexdigest()[:16])
+
+
+def _timed_once(
+    path: Path, subject: Candidate, temperature: float, clock: Callable[[], float]
+) -> pd.DataFrame:
+    """Time the parts of a round, or read what an interrupted search has timed."""
+    if not path.exists():
+        rows = round_costs(contest(subject), sampler_name(temperature), clock=clock)
+        write_text(path, json.dumps(rows.to_dict("records")))
+    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+
+
+def forget(found: Found) -> None:
+    """End a search: the next one with the same settings begins anew."""
+    shutil.rmtree(found.folder, ignore_errors=True)
 
 
 def keep(found: Found, params: SelfSpeculation) -> Path:
@@ -218,8 +274,11 @@ def keep(found: Found, params: SelfSpeculation) -> Path:
     path = paths.plan(found.subject.name.replace("/", "--"))
     inputs = [path for path in (paths.module(__name__),) if path is not None]
     inputs += paths.weights(found.subject.name)
-    told = params.model_dump(mode="json") | {"temperature": found.temperature}
-    write_json(path, content, stamp("search", told, inputs, dtype="bfloat16"))
+    told = {"model": found.subject.name, "temperature": found.temperature}
+    told = params.model_dump(mode="json") | told
+    made_from = stamp("search", told, inputs, device=params.device, dtype="bfloat16")
+    write_json(path, content, made_from)
+    forget(found)
     return path
 
 
@@ -229,7 +288,7 @@ def searched(
     params: SelfSpeculation,
     *,
     engine: Ray | None = None,
-    report: Callable[[Trial], None] | None = None,
+    folder: Path | None = None,
 ) -> list[Trial]:
     """Search all branches of the model by Bayesian optimisation, on all workers there are."""
     return bayes.search(
@@ -241,7 +300,7 @@ def searched(
         initial=params.initial,
         engine=engine,
         batch=1 if engine is None else engine.workers,
-        report=report,
+        folder=folder,
     )
 
 
@@ -249,7 +308,8 @@ def foretold(
     judge: Objective, trials: Sequence[Trial], params: SelfSpeculation
 ) -> list[Prediction]:
     """Give the predictions for the best plans of a search, best first."""
-    ranked = sorted(trials, key=lambda trial: -trial.values[params.objective].mean)
+    aim = Aim.of(params.objective)
+    ranked = sorted(trials, key=lambda trial: -aim.value(trial.values))
     return [judge.predict(trial.plan) for trial in ranked[:FINALISTS]]
 
 

@@ -5,7 +5,7 @@ where it was interrupted. The searches go by costs that are timed first.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -24,29 +24,32 @@ from foredraft.experiments.plan_search import (
     chosen,
     costs,
     find,
+    forget,
     keep,
     objective,
     sampler_name,
 )
 from foredraft.files import digest
+from foredraft.models.skip import SkipPlan
 from foredraft.params import SelfSpeculation
 from foredraft.sampling import Sampler
 from foredraft.search import baselines, bayes
 from foredraft.search.objective import ByBytes, rounds, variance
 from foredraft.search.space import Space
-from foredraft.search.trial import Log, Trial, best, table
+from foredraft.search.trial import Aim, Estimate, Log, Trial, best, table
 from foredraft.search.trial import Objective as Judge
 
 RACE, SEARCH = "race", "search"
 """What recorded rows of the race of the methods, and of a search, have in `strategy`."""
 
 RULES = ("rehearsal", "objective", "bayes")
+"""Modules of `search` on which it depends what a plan is worth, and which is tried next."""
 
 DECISIVE = {
     *("seed", "model", "prompts", "temperature", "objective", "initial", "longest"),
     *("n_prompts", "max_new_tokens", "free_layers"),
 }
-"""Modules and parameters on which it depends what a plan is worth, and which is tried next."""
+"""The parameters on which that depends."""
 
 
 def search_benchmark(
@@ -69,6 +72,8 @@ def search_benchmark(
             parts += [found.costs, found.measured, pd.DataFrame([told])]
             if temperature:
                 keep(found, params)
+            else:
+                forget(found)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -79,7 +84,7 @@ def effort(
 
     Decoding is of one text after the other, as whoever times it has to do, and is taken to have no
     noise but that of the texts. `effort` is seconds a text × variance between texts, of the one ÷
-    of the other.
+    of the other; NaN where no text differs from another.
     """
     subject, best = found.subject, found.best[0]
     judge = objective(
@@ -122,7 +127,8 @@ def effort(
         "predict": variance(foretold.tokens, foretold.time(time)),
     }
     a_text = {"decode": seconds["decode"], "predict": seconds["predict"] / len(cases)}
-    return {"effort": a_text["decode"] * noise["decode"] / (a_text["predict"] * noise["predict"])}
+    decoding, foretelling = (a_text[name] * noise[name] for name in arms)
+    return {"effort": decoding / foretelling if foretelling else float("nan")}
 
 
 def race(
@@ -139,46 +145,57 @@ def race(
     by_bytes = ByBytes(subject.decoder.config)
     judge = objective(subject, params, by_bytes, temperature=params.temperature)
     n_layers, goal = subject.decoder.config.n_layers, params.objective
+    metric = Aim.of(goal).metric
     small = Space(n_layers, [("mlp", layer) for layer in params.free_layers])
-    known = {each.plan: each for each in _every_plan(small, judge, folder / "small.jsonl", report)}
-    values = [trial.values[goal].mean for trial in known.values()]
-    top = best([*known.values()], goal)
+    ask_small, ask_all = (_once(judge, folder / f"{name}.jsonl") for name in ("small", "all"))
+    every = _every_plan(small, ask_small, report)
+    values, top = [trial.values[metric].mean for trial in every], best(every, goal)
     told = {"space": "small", "method": "exhaustive", "seed": 0, "index": len(values) - 1}
-    told |= {"value": sum(values) / len(values), "best": max(values), "plan": top.plan.to_json()}
+    told |= {"value": sum(values) / len(values), "best": top.values[metric].mean}
+    told["plan"] = top.plan.to_json()
     parts = [pd.DataFrame([told])]
     for name, space, trials, ask in (
-        ("small", small, params.race_trials, lambda plan: known[plan].values),
-        ("all", Space.of(subject.decoder.config), params.trials, judge),
+        ("small", small, params.race_trials, ask_small),
+        ("all", Space.of(subject.decoder.config), params.trials, ask_all),
     ):
         for method, seed, found in _contestants(space, ask, trials, params, folder / name, report):
             lines = table(found, goal)
-            lines = lines[["index", "best", "plan"]].assign(value=lines[goal])
+            lines = lines[["index", "best", "plan"]].assign(value=lines[metric])
             parts.append(lines.assign(space=name, method=method, seed=seed))
-    return pd.concat(parts, ignore_index=True).assign(strategy=RACE, model=subject.name, n=1)
+    return pd.concat(parts, ignore_index=True).assign(
+        strategy=RACE, model=subject.name, layers=n_layers, n=1
+    )
 
 
 def race_folder(params: SelfSpeculation) -> Path:
     """Name a folder for what was tried, another one whenever the model or the rules change."""
-    rules = [
-        paths.module(f"foredraft.search.{name}") for name in ("rehearsal", "objective", "bayes")
-    ]
+    rules = [paths.module(f"foredraft.search.{name}") for name in RULES]
     made_from = [*paths.weights(params.model), *(rule for rule in rules if rule is not None)]
     told = [params.model_dump_json(include=DECISIVE), *map(digest, made_from)]
     return paths.searches(hashlib.sha256("\n".join(told).encode()).hexdigest()[:16])
 
 
-def _every_plan(
-    space: Space, judge: Judge, path: Path, report: Callable[[str], None]
-) -> list[Trial]:
-    """Try all plans of a small space, keeping each."""
+def _once(judge: Judge, path: Path) -> Judge:
+    """Ask about each plan once, and keep what was said of it."""
     log = Log(path)
-    done = log.read()
+    known = {trial.plan: trial.values for trial in log.read()}
+
+    def ask(plan: SkipPlan) -> Mapping[str, Estimate]:
+        if plan not in known:
+            known[plan] = judge(plan)
+            log.append(Trial(len(known) - 1, plan, known[plan], "exhaustive"))
+        return known[plan]
+
+    return ask
+
+
+def _every_plan(space: Space, judge: Judge, report: Callable[[str], None]) -> list[Trial]:
+    """Try all plans of a small space."""
+    done: list[Trial] = []
     for index, plan in enumerate(space.plans()):
-        if index >= len(done):
-            done.append(Trial(index, plan, judge(plan), "exhaustive"))
-            log.append(done[-1])
-            if not len(done) % 100:
-                report(f"{len(done)} of {space.size} plans")
+        done.append(Trial(index, plan, judge(plan), "exhaustive"))
+        if not len(done) % 100:
+            report(f"{len(done)} of {space.size} plans")
     return done
 
 

@@ -5,7 +5,8 @@ foretold is held against decoding, and the article's own figures against theory.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from dataclasses import replace
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,20 @@ from foredraft.decoding.loop import Generation, generate
 from foredraft.decoding.self_draft import SelfDrafter
 from foredraft.decoding.theory import Costs
 from foredraft.experiments.layer_skipping import published
-from foredraft.experiments.plan_search import Candidate
-from foredraft.experiments.search_race import RACE
+from foredraft.experiments.plan_search import Candidate, some
+from foredraft.experiments.search_race import RACE, SEARCH
 from foredraft.models.skip import PublishedPlan, SkipPlan
 from foredraft.params import SelfSpeculation
+from foredraft.results import Claim, notch
 from foredraft.sampling import Sampler
-from foredraft.search.objective import ratio, rounds
+from foredraft.search.objective import ByBytes, ratio, rounds
 from foredraft.search.rehearsal import Chances, along, rehearse
+
+PUBLISHED_PLANS = ("gemma-2-9b-it", "llama-2-13b", "llama-2-70b")
+"""The article's plan, and those of Draft & Verify."""
+
+ARTICLE_QUESTION, ARTICLE_TOKENS = "What is the capital of Taiwan. And why?", 100
+"""The article's one prompt, and about how much it decodes after it."""
 
 WORDS = {"draft_and_verify": "Draft & Verify", "article": "the article's"}
 """What the two adaptive rules are called."""
@@ -51,7 +59,7 @@ def llama_2(hidden: int, mlp: int, layers: int, kv_heads: int) -> LlamaConfig:
     )
 
 
-def article_run() -> pd.Series:
+def article_run() -> dict[str, float]:
     """Give what the article says of its run, and what follows from that alone.
 
     `length` is the mean draft length that explains its speed-up S by its α and c:
@@ -61,15 +69,40 @@ def article_run() -> pd.Series:
     told = dict(said.measured or {})
     cost, alpha = told["target_rate"] / told["draft_rate"], told["acceptance"]
     speedup = told["self_rate"] / told["target_rate"]
-    return pd.Series(
-        {
-            "acceptance": alpha,
-            "cost": cost,
-            "cost_bytes": said.plan.cost(published("gemma-2-9b")),
-            "speedup": speedup,
-            "length": (1 - speedup) / (speedup * cost - alpha),
-            "best": max(theory.speedup(alpha, n, cost=cost) for n in range(1, 9)),
-        }
+    return {
+        "acceptance": alpha,
+        "cost": cost,
+        "cost_bytes": said.plan.cost(published("gemma-2-9b")),
+        "speedup": speedup,
+        "length": (1 - speedup) / (speedup * cost - alpha),
+        "best": max(theory.speedup(alpha, n, cost=cost) for n in range(1, 9)),
+    }
+
+
+def article_case(subject: Candidate, params: SelfSpeculation) -> pd.DataFrame:
+    """Decode the article's prompt as the article does, under its plan; one row.
+
+    Its settings: temperature 1, 100 tokens, its exit with drafts of at most 8. Of the parameters
+    only `samples`, how many texts, and the seed count. `drafted` is the mean draft length, `cost` c
+    by bytes, and `speedup`, with its standard error over texts, what that makes of the rounds.
+    ValueError for any model but a Gemma-2 of as many layers as the plan is for.
+    """
+    config, wanted = subject.decoder.config, published("gemma-2-9b").num_hidden_layers
+    if (config.architecture, config.n_layers) != ("gemma2", wanted):
+        raise ValueError(
+            f"{subject.name} is a {config.architecture} of {config.n_layers} layers, the article's "
+            f"plan is for a gemma2 of {wanted}: load one, as profile gemma2-9b does"
+        )
+    plan = SkipPlan.published(PUBLISHED_PLANS[0])
+    costs = ByBytes(config)(plan)
+    stop = AdaptiveExit(rule="article", max_length=8)
+    asked = replace(subject, held_out=[subject.asked(ARTICLE_QUESTION)] * params.samples)
+    told = {"temperature": 1.0, "exit_tokens": ARTICLE_TOKENS, "checked_prompts": params.samples}
+    row = _policy("article", stop, asked, plan, costs, params.model_copy(update=told))
+    del row["policy"]
+    tokens = 1 + row["acceptance"] * row["drafted"]
+    return pd.DataFrame(
+        [{"model": subject.name, **row, "tokens_per_round": tokens, "cost": costs.draft}]
     )
 
 
@@ -110,21 +143,25 @@ def checked(subject: Candidate, params: SelfSpeculation, *, temperature: float) 
     what two cheaper ways foretell.
     """
     sampler, samples = Sampler(temperature=temperature), params.samples if temperature else 1
-    prompts = [prompt for prompt in subject.held_out for _ in range(samples)]
+    chosen = some(subject.held_out, params.checked_prompts)
+    prompts = [prompt for prompt in chosen for _ in range(samples)]
     generator = torch.Generator(subject.decoder.device).manual_seed(params.seed)
     settings: dict[str, Any] = {"sampler": sampler, "generator": generator}
-    own = rehearse(subject.decoder, prompts, new_tokens=params.max_new_tokens, **settings)
+    n_new = params.checked_tokens
+    own = rehearse(subject.decoder, prompts, new_tokens=n_new, **settings)
     length, rows = params.checked_length, []
     for name, plan in plans_to_check(subject.decoder.config.n_layers, params).items():
         made = _decoded(
-            subject, prompts, params, SelfDrafter(plan), FixedLength(length), **settings
+            *(subject, prompts, params, SelfDrafter(plan), FixedLength(length)),
+            n_new=n_new,
+            **settings,
         )
         count, drafted = counted(made)
         text = along(subject.decoder, prompts, made.tokens, sampler=sampler)
         given = rounds(list(islice(text.drafts(plan), length)), length)
         exact, once = (list(islice(way(plan), length)) for way in (own.drafts, own.one_pass))
         apart, approximate = rounds(exact, length), rounds(once, length)
-        tokens = np.full(len(count), float(params.max_new_tokens - 1))
+        tokens = np.full(len(count), float(n_new - 1))
         foretold, decoded = ratio(apart.tokens, apart.count), ratio(tokens, count)
         rows.append(
             {
@@ -196,41 +233,60 @@ def policies(
     """Decode under one plan with each way to end a draft; a row each.
 
     `speedup` is put together from the rounds and the costs, with its standard error over texts, so
-    that no clock is read.
+    that no clock is read. The cost-aware exit takes for its rate what the best fixed length gains,
+    for the cost of one more token a draft step and what verifying one more takes on average, and
+    for that token's acceptance the acceptance of drafts of one.
     """
     longest = max(costs.verify)
-    stops: dict[str, ExitPolicy] = {f"fixed {n}": FixedLength(n) for n in range(1, longest + 1)}
-    stops |= {
+    rows = [
+        _policy(f"fixed {n}", FixedLength(n), subject, plan, costs, params)
+        for n in range(1, longest + 1)
+    ]
+    one_more = costs.draft + (costs.verify[longest] - costs.verify[1]) / max(1, longest - 1)
+    rate = max(1.0, *(float(row["speedup"]) for row in rows))
+    stops: dict[str, ExitPolicy] = {
         f"{word} controller": AdaptiveExit(rule=rule, max_length=longest)
         for rule, word in WORDS.items()
     }
     stops["threshold 0.5"] = ConfidenceExit(0.5, longest)
-    stops["cost-aware"] = CostAwareExit(costs.draft / costs.target, max_length=longest)
-    rows = []
-    for name, stop in stops.items():
-        made = _decoded(
-            subject,
-            subject.held_out,
-            params,
-            SelfDrafter(plan),
-            stop,
-            sampler=Sampler(temperature=params.temperature),
-            generator=torch.Generator(subject.decoder.device).manual_seed(params.seed),
-            n_new=params.exit_tokens,
-        )
-        table = made.trace.table()
-        table = table.loc[table["round"] > 0]
-        seconds = table["drafted"].map(lambda n: _round_time(costs, int(n)))
-        time = seconds.groupby(table["row"]).sum().to_numpy(float)
-        found = ratio(np.full(len(time), costs.target * (params.exit_tokens - 1)), time)
-        drafted, accepted = table["drafted"].sum(), table["accepted"].sum()
-        rows.append(
-            {
-                **{"policy": name, "speedup": found.mean, "sem": found.sem},
-                **{"drafted": drafted / len(table), "acceptance": accepted / max(1, drafted)},
-            }
-        )
+    stops["cost-aware"] = CostAwareExit(
+        one_more / costs.target,
+        max_length=longest,
+        rate=rate,
+        acceptance=max(0.01, float(rows[0]["acceptance"])),
+    )
+    rows += [_policy(name, stop, subject, plan, costs, params) for name, stop in stops.items()]
     return pd.DataFrame(rows)
+
+
+def _policy(
+    name: str,
+    stop: ExitPolicy,
+    subject: Candidate,
+    plan: SkipPlan,
+    costs: Costs,
+    params: SelfSpeculation,
+) -> dict[str, Any]:
+    made = _decoded(
+        subject,
+        some(subject.held_out, params.checked_prompts),
+        params,
+        SelfDrafter(plan),
+        stop,
+        sampler=Sampler(temperature=params.temperature),
+        generator=torch.Generator(subject.decoder.device).manual_seed(params.seed),
+        n_new=params.exit_tokens,
+    )
+    table = made.trace.table()
+    table = table.loc[table["round"] > 0]
+    seconds = table["drafted"].map(lambda n: _round_time(costs, int(n)))
+    time = seconds.groupby(table["row"]).sum().to_numpy(float)
+    found = ratio(np.full(len(time), costs.target * (params.exit_tokens - 1)), time)
+    drafted, accepted = table["drafted"].sum(), table["accepted"].sum()
+    return {
+        **{"policy": name, "speedup": found.mean, "sem": found.sem},
+        **{"drafted": drafted / len(table), "acceptance": accepted / max(1, drafted)},
+    }
 
 
 def _round_time(costs: Costs, drafted: int) -> float:
@@ -284,31 +340,29 @@ def rules(
 def needed(costs: Iterable[float], gains: Iterable[float]) -> pd.DataFrame:
     """Give the acceptance that each speed-up needs at each cost; NaN where 1 does not suffice."""
     rows = []
-    for gain in gains:
-        for cost in costs:
-            low, high = 0.0, 1.0
-            if _best(1.0, cost) < gain:
-                low = high = float("nan")
-            for _ in range(30):
-                middle = (low + high) / 2
-                low, high = (low, middle) if _best(middle, cost) >= gain else (middle, high)
-            rows.append({"gain": gain, "cost": cost, "acceptance": high})
+    for gain, cost in product(gains, costs):
+        low, high = 0.0, 1.0 if _best(1.0, cost) >= gain else float("nan")
+        while high - low > 1e-9:
+            middle = (low + high) / 2
+            low, high = (low, middle) if _best(middle, cost) >= gain else (middle, high)
+        rows.append({"gain": gain, "cost": cost, "acceptance": high})
     return pd.DataFrame(rows)
 
 
 def _best(alpha: float, cost: float) -> float:
-    return theory.speedup(alpha, theory.best_length(alpha, cost=cost, longest=32), cost=cost)
+    """Give the speed-up at the best length of a draft; not to draft is none."""
+    return max(theory.speedup(alpha, length, cost=cost) for length in range(1, 33))
 
 
 def published_plans() -> pd.DataFrame:
     """Give c by bytes of the plans that were published for large models."""
-    configs = {
-        "gemma-2-9b-it": published("gemma-2-9b"),
-        "llama-2-13b": llama_2(5120, 13_824, 40, kv_heads=40),
-        "llama-2-70b": llama_2(8192, 28_672, 80, kv_heads=8),
-    }
+    configs = (
+        published("gemma-2-9b"),
+        llama_2(5120, 13_824, 40, kv_heads=40),
+        llama_2(8192, 28_672, 80, kv_heads=8),
+    )
     rows = []
-    for name, config in configs.items():
+    for name, config in zip(PUBLISHED_PLANS, configs, strict=True):
         said = PublishedPlan.read(name)
         rows.append(
             {
@@ -320,18 +374,21 @@ def published_plans() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def branch_frequency(recorded: pd.DataFrame, n_layers: int, seeds: int) -> pd.DataFrame:
-    """Give how often each branch is in the best plan of a search of all branches, over seeds."""
-    ax = recorded.loc[(recorded["strategy"] == RACE) & (recorded["space"] == "all")]
-    ax = ax.loc[ax["method"] == "Ax"]
+def branch_frequency(race: pd.DataFrame) -> pd.DataFrame:
+    """Give how often each branch is in the best plan of Ax among all branches, over its seeds."""
+    ax = race.loc[(race["space"] == "all") & (race["method"] == "Ax")]
     best = ax.loc[ax.groupby("seed")["value"].idxmax()]
     plans = [SkipPlan.from_json(plan) for plan in best["plan"]]
-    rows = [
-        {"branch": branch, "layer": layer, "share": sum(layer in skipped(p) for p in plans) / seeds}
-        for branch, skipped in BRANCHES.items()
-        for layer in range(n_layers)
-    ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        [
+            {
+                **{"branch": branch, "layer": layer},
+                "share": sum(layer in skipped(plan) for plan in plans) / len(plans),
+            }
+            for branch, skipped in BRANCHES.items()
+            for layer in range(int(race["layers"].iloc[0]))
+        ]
+    )
 
 
 BRANCHES: Mapping[str, Callable[[SkipPlan], frozenset[int]]] = {
@@ -341,9 +398,9 @@ BRANCHES: Mapping[str, Callable[[SkipPlan], frozenset[int]]] = {
 
 
 def race_of(recorded: pd.DataFrame) -> pd.DataFrame:
-    """Give the recorded race of the methods: space, method, seed, index, value, best, plan."""
+    """Give the recorded race of the methods: a row a trial, `best` being the best so far."""
     rows = recorded.loc[recorded["strategy"] == RACE]
-    columns = ["space", "method", "seed", "index", "value", "best", "plan"]
+    columns = ["space", "method", "seed", "index", "value", "best", "plan", "layers"]
     return rows[columns].reset_index(drop=True)
 
 
@@ -362,6 +419,87 @@ def share_of_gain(race: pd.DataFrame) -> pd.DataFrame:
 
 def timed(recorded: pd.DataFrame) -> pd.DataFrame:
     """Give the recorded plans that were found, with their speed-ups foretold and measured."""
-    rows = recorded.loc[recorded["strategy"] == "self-drafting"].copy()
-    rows["residual"] = rows["speedup_median"] / rows["predicted"] - 1
-    return rows.reset_index(drop=True)
+    rows = recorded.loc[recorded["strategy"] == "self-drafting"].reset_index(drop=True)
+    return rows.assign(residual=rows["speedup_median"] / rows["predicted"] - 1)
+
+
+def searches(recorded: pd.DataFrame) -> pd.DataFrame:
+    """Give of each recorded search how long it took, and the effort that foretelling spares."""
+    rows = recorded.loc[recorded["strategy"] == SEARCH]
+    return rows[["model", "sampler", "trials", "seconds", "effort"]].reset_index(drop=True)
+
+
+def findings(
+    run: Mapping[str, float],
+    check: pd.DataFrame,
+    p_value: float,
+    share: pd.DataFrame,
+    won: pd.DataFrame,
+    recorded_searches: pd.DataFrame,
+) -> tuple[dict[str, Any], list[Claim]]:
+    """Name the values that the article can be cited for, and the claims that they back.
+
+    `won` are the rows of `timed` for the best plan of each search, by model and sampler.
+    """
+    greedy, sampled = (check.loc[(check["temperature"] > 0) == heat] for heat in (False, True))
+    ax = share.loc[share["method"] == "Ax", "share"]
+    values: dict[str, Any] = {
+        "article": dict(run),
+        "greedy_texts": {"count": int(greedy["texts"].sum()), "off": int(greedy["off"].sum())},
+        "residuals": {"p": p_value, "largest": float(sampled["z"].abs().max())},
+        "race": {"least": float(ax.min()), "median": float(ax.median())},
+        "search": {
+            "seconds": max(map(float, recorded_searches["seconds"].tolist())),
+            "effort": min(map(float, recorded_searches["effort"].tolist())),
+        },
+        "timed": {},
+    }
+    claims = [
+        Claim(
+            "cost",
+            "c of the article's plan by bytes",
+            "article.cost_bytes",
+            article=round(run["cost"], 3),
+        ),
+        Claim(
+            "slow_down",
+            "Best speed-up that the article's α and c allow, if anything is drafted",
+            "article.best",
+            article=round(run["speedup"], 2),
+        ),
+        Claim("length", "Mean draft length that explains the article's speed-up", "article.length"),
+        Claim(
+            "greedy",
+            "Greedy texts whose rounds were foretold wrongly",
+            "greedy_texts.off",
+            n=int(greedy["texts"].sum()),
+        ),
+        Claim(
+            "residuals",
+            "χ² of the residuals of sampled rounds, p-value",
+            "residuals.p",
+            n=len(sampled),
+        ),
+        Claim(
+            "race",
+            "Share of the optimum's gain that Ax reaches, worst seed",
+            "race.least",
+            n=len(ax),
+        ),
+        Claim(
+            "effort",
+            "Times that decoding takes longer to know a speed-up as well, least",
+            "search.effort",
+            n=len(recorded_searches),
+        ),
+    ]
+    for row in won.reset_index().to_dict("records"):
+        model, sampler = row["model"], row["sampler"]
+        name = f"{model}-{sampler}".replace(" ", "-")
+        ends = {key: float(row[f"speedup_{key}"]) for key in ("median", "min", "max")}
+        told = {"predicted": float(row["predicted"]), "plan": row["plan"], "length": row["length"]}
+        values["timed"][name] = ends | told
+        text = f"Speed-up of the plan that was found, {model}, {sampler} (recorded)"
+        n, spread = int(row["n"]), notch(float(row["speedup_iqr"]), int(row["n"]))
+        claims.append(Claim(name, text, f"timed.{name}.median", n=n, spread=spread))
+    return values, claims

@@ -1,0 +1,419 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 04 · Self-speculative decoding with a searched plan
+#
+# **A model that drafts for itself gains only if the branches that it skips are well chosen, and there are
+# 2²⁴ choices for twelve layers. Whoever tries them with a stopwatch measures noise. This article foretells what a
+# plan is worth from text that the target has already written, searches by that in a minute or two, and then lets
+# the clock judge what was found.**
+#
+# The scheme is Draft & Verify ([2309.08168](https://arxiv.org/abs/2309.08168)): skipped sub-layers chosen by Bayesian
+# optimisation, and a draft that ends where it doubts. The article that this one answers to applied it to gemma-2-9b-it,
+# tried up to 1,000 plans by wall clock, and ended at 0.81 times the speed of plain decoding.
+#
+# *Needs*: nothing but this repository. *Takes*: about five minutes on two cores. *The code*: `foredraft.search`
+# (`rehearsal`, `objective`, `space`, `bayes`, `baselines`), `foredraft.decoding.exit`; the tables below are made in
+# `foredraft.experiments` (`self_speculation`, `plan_search`, `search_race`).
+
+# %% tags=["parameters"]
+profile = None  # "pocket", "smoke", "gemma2-9b"; None: what params.yaml says
+models = None  # whose plans are timed; the first two are held against decoding
+model = None  # the one that is searched below
+temperature = None
+objective = None  # what the search makes large
+trials = None
+pareto_trials = None
+plans_checked = None  # how many plans are decoded under, to see whether they were foretold
+checked_length = None  # γ of these
+n_prompts = None
+max_new_tokens = None
+exit_tokens = None  # length of the texts on which ways to end a draft are compared
+seed = None
+
+# %%
+import pandas as pd
+from IPython.display import Markdown, display
+from scipy import stats
+
+import foredraft as fd
+from foredraft import figures, paths, recording, results
+from foredraft.experiments import layer_skipping, plan_search
+from foredraft.experiments import self_speculation as experiment
+from foredraft.params import load as load_params
+from foredraft.plots import self_speculation as draw
+from foredraft.provenance import stamp
+from foredraft.search import bayes
+from foredraft.search.space import Space
+from foredraft.search.trial import best, table
+
+overrides = {
+    "profile": profile,
+    "models": models,
+    "model": model,
+    "temperature": temperature,
+    "objective": objective,
+    "trials": trials,
+    "pareto_trials": pareto_trials,
+    "plans_checked": plans_checked,
+    "checked_length": checked_length,
+    "n_prompts": n_prompts,
+    "max_new_tokens": max_new_tokens,
+    "exit_tokens": exit_tokens,
+    "seed": seed,
+}
+params = load_params("self_speculation", overrides)
+recorded = recording.recordings("self_speculation")["cpu"]
+made_from = stamp(
+    "self_speculation",
+    params.model_dump(mode="json"),
+    [
+        paths.notebook("self_speculation"),
+        *(paths.prompts(kind) for kind in ("pocket", "chat")),
+        *(paths.plan(name) for name in experiment.PUBLISHED_PLANS),
+        *(file for name in {*params.models, params.model} for file in paths.weights(name)),
+        *paths.recordings("self_speculation"),
+    ],
+    device=params.device,
+)
+
+# %% [markdown]
+# ## 1 · The article's run, from its own three numbers
+#
+# It reports tokens a second for the target alone, for the draft alone and for both together, and an acceptance rate.
+# The first two give c, what a draft step costs in target steps. Bytes give c as well, from the plan and the model's
+# configuration, before anything is run.
+
+# %%
+run = experiment.article_run()
+display(
+    Markdown(
+        f"c = **{run['cost']:.3f}** by its clock, **{run['cost_bytes']:.3f}** by bytes; α = **{run['acceptance']:.3f}**. "
+        f"Since α < c no draft length can gain anything; the best that such a pair can do while it drafts at all is "
+        f"{run['best']:.2f}×, with drafts of one token."
+    )
+)
+
+# %% [markdown]
+# Its adaptive exit ended drafts early. How early, follows from the three numbers: if a round drafts γ tokens on average
+# and αγ of them stand, then S = (1 + αγ) ÷ (1 + cγ), and S, α and c are known.
+
+# %%
+lengths = experiment.foretold_by_length(run["acceptance"], run["cost"], longest=8)
+figures.save(draw.article(lengths, run), "self_speculation", "article", made_from)
+
+# %%
+display(
+    Markdown(
+        f"Drafts of **{run['length']:.1f} tokens** on average explain the {run['speedup']:.2f}× that it got. With the longest "
+        f"drafts that its setting allows it would have been {lengths.speedup.iloc[-1]:.2f}×: the controller saved most "
+        f"of the loss by not drafting. What was missing is a better plan."
+    )
+)
+
+# %% [markdown]
+# ## 2 · What a plan is worth, without decoding
+#
+# Let the target write a text. Whatever drafts, an accepted token *is* the text's next token, and P(drafted and accepted)
+# = min(p, q). So given the text, token x of a draft stands with chance
+#
+# $$w = \frac{\min(p(x), q(x))}{p(x)} = \min\left(1, \frac{q(x)}{p(x)}\right)$$
+#
+# independently of the others. p is known from writing, and one pass of the draft over the whole text gives q at all
+# positions at once. Three things have to be right.
+#
+# * **The k-th token of a draft sees other keys and values than the first.** Behind the verified text, which the whole
+#   model has read, stand those that the draft itself has made. So there is one pass for each place in a draft, and the k-th
+#   reads every token of the text as the k-th of a draft (`search/rehearsal.py` has the picture).
+# * **Rounds do not start anywhere with the same chance.** After a rejection a new one starts where drafts are bad. r_a, the
+#   chance that a round starts after token a, follows from those before it; tokens a round are N ÷ Σ r_a.
+# * **The last factor can be averaged.** What is expected of a draft that has come to its k-th token is β = Σ min(p, q),
+#   over all that the target might have said there, and not just w of what it said.
+#
+# On tiny models this is tested against enumeration: all texts, all drafts, all coins, to 1e-10.
+
+# %%
+subject = plan_search.chosen(params.model, params)
+costs = plan_search.costs(subject, recorded.table, params.temperature)
+judge = plan_search.objective(subject, params, costs, temperature=params.temperature)
+half = fd.SkipPlan.early_exit(subject.decoder.config.n_layers // 2, subject.decoder.config.n_layers)
+foretold = judge.predict(half)
+pd.Series({name: f"{each.mean:.3f} ± {each.sem:.3f}" for name, each in foretold.metrics().items()})
+
+# %% [markdown]
+# A line of figures for one plan: how much faster, at the best draft length for it, with the standard error that the choice of
+# texts leaves. The speed-up is put together from tokens a round and from what the parts of a round cost, as recorded on the machine
+# named in section 8.
+#
+# ## 3 · Foretold and decoded
+#
+# Plans of all sorts on held-out prompts, two models. Greedy decoding leaves nothing to chance: rounds have to agree text by
+# text. At a temperature there are two checks: both sides on texts of their own (the figure), and, sharper, the rounds that
+# were decoded less those foretold *along the very text that came out*. These differences have mean zero or something is wrong.
+
+# %%
+heats = (0.0, params.temperature or 1.0)
+pair = [plan_search.chosen(name, params, "float32") for name in params.models[:2]]
+check = pd.concat(
+    [experiment.checked(each, params, temperature=heat) for heat in heats for each in pair],
+    ignore_index=True,
+)
+figures.save(draw.reality(check), "self_speculation", "reality", made_from)
+
+# %%
+greedy, sampled = (check[check.temperature == heat] for heat in heats)
+chi_squared = float((sampled["z"] ** 2).sum())
+p_value = float(stats.chi2.sf(chi_squared, len(sampled)))
+assert (greedy["off"] == 0).all()
+assert p_value > 1e-3
+assert sampled["z"].abs().max() < 4
+display(
+    Markdown(
+        f"Greedy: **{int(greedy['texts'].sum())} texts** under {len(greedy)} plans, none off by a round. At temperature "
+        f"{heats[1]:g}: {len(sampled)} standardised residuals, χ² = {chi_squared:.1f}, p = **{p_value:.2f}**, the largest "
+        f"{sampled['z'].abs().max():.1f}."
+    )
+)
+
+# %% [markdown]
+# Are the three things worth their trouble? The same plans again, foretold in one pass (as if the whole model's keys and values stood
+# behind every token of a draft), and with all places counted alike.
+
+# %%
+figures.save(draw.shortcuts(check), "self_speculation", "shortcuts", made_from)
+
+# %%
+off = {name: 100 * (check[name] / check["foretold"] - 1) for name in ("one_pass", "all_places")}
+display(
+    Markdown(
+        f"In one pass: {off['one_pass'].median():+.1f} % in the median, {off['one_pass'].min():+.1f} to "
+        f"**{off['one_pass'].max():+.1f} %**. All places alike: {off['all_places'].median():+.1f} %, "
+        f"{off['all_places'].min():+.1f} to **{off['all_places'].max():+.1f} %**. The search goes by the exact band; "
+        f"it costs γ passes instead of one, and stops at the first length that gains nothing."
+    )
+)
+
+# %% [markdown]
+# ## 4 · A search
+#
+# Ax proposes a plan, the objective foretells its speed-up, Ax is told, and so on: first the empty plan and a few that skip little, then some
+# at random, then whatever a Gaussian process over the branches thinks most promising.
+
+# %%
+found = plan_search.searched(subject, judge, params)
+tried = table(found, params.objective)
+figures.save(draw.search(tried), "self_speculation", "search", made_from)
+
+# %%
+top = best(found, params.objective)
+winner = judge.predict(top.plan)
+at_random = tried[tried.origin == "sobol"][params.objective]
+display(
+    Markdown(
+        f"Best of {len(found)}: `{top.plan}` at draft length {winner.length}: foretold **{winner.speedup.mean:.2f}** ± "
+        f"{winner.speedup.sem:.2f}, c = {winner.cost:.2f}, acceptance {winner.acceptance.mean:.2f}. Plans at random reach "
+        f"{at_random.max():.2f} at best, {at_random.mean():.2f} on average."
+    )
+)
+tried.sort_values(params.objective, ascending=False).head(5)[
+    ["origin", "branches", "speedup", "speedup_sem", "acceptance", "cost", "length"]
+].round(3)
+
+# %% [markdown]
+# ## 5 · Against other ways to search
+#
+# One search proves little. So several seeds, against plans drawn at random, layers spread evenly, and a greedy rule (skip one branch more, always the
+# best one, then exchange). By costs in bytes, so that no clock has a say. In a space small enough, every plan was tried: there the optimum is known.
+# This took too long for a pipeline; `foredraft record self_speculation` repeats it.
+
+# %%
+race = experiment.race_of(recorded.table)
+share = experiment.share_of_gain(race)
+figures.save(draw.race(race), "self_speculation", "race", made_from)
+
+# %%
+ends = share.groupby("method")["share"].agg(["min", "median", "count"])
+display(
+    Markdown(
+        f"Of what the best plan of the small space gains over the mean plan, Ax has **{ends.loc['Ax', 'min']:.0%}** or more with each of "
+        f"{ends.loc['Ax', 'count']} seeds after {int(share[share.method == 'Ax']['index'].max()) + 1} trials; random plans "
+        f"{ends.loc['random', 'median']:.0%} in the median, {ends.loc['random', 'min']:.0%} at worst."
+    )
+)
+ends.round(3)
+
+# %%
+frequency = experiment.branch_frequency(race)
+figures.save(draw.frequency(frequency), "self_speculation", "frequency", made_from)
+
+# %% [markdown]
+# Where seeds agree, the model speaks; where they do not, branches are interchangeable, or the search has not settled.
+#
+# ## 6 · Two goals at once
+#
+# c belongs to a machine. Whoever does not know the machine yet wants the front: for each c the highest β.
+
+# %%
+both = bayes.search(
+    Space.of(subject.decoder.config),
+    judge,
+    trials=params.pareto_trials,
+    seed=params.seed,
+    goal=("-cost", "overlap"),
+    initial=params.initial,
+)
+everything = pd.concat([tried, table(both, "overlap")], ignore_index=True)
+front = table(bayes.pareto([*found, *both], ("-cost", "overlap")), "overlap")
+lines = layer_skipping.level_lines((1.1, 1.25, 1.5))
+figures.save(draw.trade_off(front, everything, lines), "self_speculation", "trade_off", made_from)
+
+# %% [markdown]
+# ## 7 · When to stop drafting
+#
+# Draft & Verify ends a draft below a confidence, and moves that threshold so that acceptance comes to a target. The
+# article has the same controller but for the order of two tests. Both move the threshold by a thousandth a round.
+
+# %%
+threshold = experiment.threshold_paths(params.exit_tokens)
+policies = experiment.policies(subject, winner.plan, costs(winner.plan), params)
+figures.save(draw.controllers(threshold, policies), "self_speculation", "controllers", made_from)
+
+# %%
+moved = threshold.groupby("rule")["threshold"].agg(lambda path: (path - path.iloc[0]).abs().max())
+fixed = policies[policies.policy.str.startswith("fixed")]
+best_fixed = fixed.loc[fixed.speedup.idxmax()]
+others = policies[~policies.policy.str.startswith("fixed")].sort_values("speedup")
+display(
+    Markdown(
+        f"In {params.exit_tokens} tokens the threshold can move by **{moved.max():.2f}** at most, whatever happens. What acts is where it starts. "
+        f"The best fixed length is {best_fixed.policy.removeprefix('fixed ')}, with {best_fixed.speedup:.3f} ± {best_fixed['sem']:.3f}; the best of the "
+        f"others is “{others.policy.iloc[-1]}” with {others.speedup.iloc[-1]:.3f} ± {others['sem'].iloc[-1]:.3f}."
+    )
+)
+policies.round(3)
+
+# %% [markdown]
+# And verification as a block ([2403.10444](https://arxiv.org/abs/2403.10444)), which never expects fewer tokens than one by one? Its gain grows with the
+# draft length, which is small here.
+
+# %%
+verification = experiment.rules(subject, winner.plan, (1, 2, 4, 8), params)
+figures.save(draw.rules(verification), "self_speculation", "rules", made_from)
+
+# %% [markdown]
+# ## 8 · The clock has the last word
+#
+# Foretold is not measured. For each model, greedy and at temperature 1, the same search was run on this machine after its costs
+# were timed, and the best two plans decoded held-out prompts in alternation with *our own* plain decoding. Two steps down are to be expected:
+# the winner of a search was partly lucky with its texts (regression to the mean: the second mark), and costs are not quite additive (the third).
+
+# %%
+timed = experiment.timed(recorded.table)
+where = f"{recorded.machine.name}, {recorded.date}"
+changed = ", ".join(recorded.source_changed) or "nothing"
+display(Markdown(f"*Recorded on* {where}. *Of its sources, changed since:* {changed}."))
+figures.save(draw.timed(timed), "self_speculation", "timed", made_from)
+
+# %%
+won = timed[timed.name == "found 1"].set_index(["model", "sampler"])
+searches = experiment.searches(recorded.table)
+lucky = (won["predicted_held_out"] / won["predicted"] - 1).median()
+display(
+    Markdown(
+        f"From the texts that were searched on to held-out ones {lucky:+.1%} in the median; from there to the clock "
+        f"{(won['speedup_median'] / won['predicted_held_out'] - 1).median():+.1%} (largest "
+        f"{(won['speedup_median'] / won['predicted_held_out'] - 1).abs().max():.1%}). A search of "
+        f"{int(searches.trials.max())} trials took {searches.seconds.min():.0f} to {searches.seconds.max():.0f} s; to know one plan's "
+        f"speed-up as well by decoding would take **{searches.effort.min():.0f} to {searches.effort.max():.0f} times** as long as to foretell it."
+    )
+)
+won[
+    [
+        "length",
+        "predicted",
+        "predicted_held_out",
+        "speedup_median",
+        "speedup_min",
+        "speedup_max",
+        "acceptance",
+        "n",
+    ]
+].round(3)
+
+# %% [markdown]
+# ## 9 · What gemma-2-9b-it would need
+#
+# The acceptance at which drafts begin to pay, and to pay well, for every c; and the plans that have been published for large models, by bytes.
+
+# %%
+needed = experiment.needed([x / 50 for x in range(2, 46)], (1.0, 1.1, 1.25, 1.5, 2.0))
+published = experiment.published_plans()
+figures.save(draw.needed(needed, published, run), "self_speculation", "needed", made_from)
+
+# %%
+at_c = experiment.needed([run["cost"]], (1.0, 1.1, 1.25)).set_index("gain")["acceptance"]
+display(
+    Markdown(
+        f"At the article's c an acceptance of {at_c[1.0]:.2f} breaks even, {at_c[1.1]:.2f} gives 1.1× and {at_c[1.25]:.2f} gives 1.25×; it had "
+        f"{run['acceptance']:.2f}. `foredraft search --model google/gemma-2-9b-it --profile gemma2-9b --device cuda` searches on a machine that has the weights; "
+        f"with `--costs bytes` it does so without timing anything."
+    )
+)
+published.round(3)
+
+# %% [markdown]
+# ## 10 · The results
+
+# %%
+values, claims = experiment.findings(run, check, p_value, share, won, searches)
+everything_told = pd.concat(
+    [
+        check.assign(part="checked"),
+        tried.assign(part="search"),
+        front.assign(part="front"),
+        race.assign(part="race"),
+        frequency.assign(part="frequency"),
+        threshold.assign(part="threshold"),
+        policies.assign(part="policies"),
+        verification.assign(part="verification"),
+        needed.assign(part="needed"),
+        published.assign(part="published"),
+    ],
+    ignore_index=True,
+)
+results.write("self_speculation", everything_told, values, claims, made_from)
+pd.DataFrame(
+    [
+        {"claim": claim.text, "ours": results.ours(claim, results.flattened(values))}
+        for claim in claims
+    ]
+)
+
+# %% [markdown]
+# ## 11 · What surprised us
+#
+# * **The article's loss can be computed from its own page**, down to the mean draft length of its controller.
+# * **Greedy acceptance needs no decoding at all.** One pass over greedy text foretells every round of every draft length, exactly.
+# * **All places are not alike.** To average over positions, as is usual, flatters every plan in section 3.
+# * **The adaptive threshold hardly moves.** What is tuned is its first value.
+#
+# Next: [05, gating on the target's confidence](../README.md#the-articles), which asks when to draft at all.
+
+# %%
+display(
+    Markdown(
+        f"*Made from* `{len(made_from.inputs)}` *inputs; versions:* `{dict(made_from.versions)}`"
+    )
+)
