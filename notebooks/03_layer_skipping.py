@@ -539,8 +539,9 @@ pd.DataFrame(
 # %% [markdown]
 # ## 11 · What surprised us
 #
-# * **Skipping attention spares little.** It is the smaller part of a layer's bytes everywhere in section 9; MLPs are
-#   what there is to save, and the head is what there is not.
+# * **By bytes, skipping attention spares little.** It is the smaller part of a layer everywhere in section 9; MLPs are
+#   what there is to save, and the head is what there is not. By the clock of a processor that runs small models it is the
+#   other way round (section 3, last row): a step there is operations more than bytes, and attention has more of them.
 # * **Single harms do not multiply.** What a branch is worth depends on which others are there; the heat map of
 #   section 3 is a beginning, no ranking of plans.
 # * **Teacher forcing measures another draft.** A plan that is no early exit has another β behind its own keys and values than

@@ -412,6 +412,8 @@ def plans(monkeypatch, tmp_path):
         (("--costs", "clok"), "unknown kind of costs 'clok': did you mean 'clock'?"),
         (("--engine", "rai"), "unknown engine 'rai': did you mean 'ray'?"),
         (("--engine", "ray", "--workers", "0"), "workers=0: give 1 or more"),
+        (("--engine", "ray", "--device", "cuda"), "Ray's workers have no cuda"),
+        (("--temperature", "-1"), "self_speculation.temperature: -1.0 is not allowed"),
         (("--model", "pocket-lama"), "no model 'pocket-lama': did you mean 'pocket-llama'?"),
         (("--profile", "smok"), "unknown profile of self_speculation 'smok': did you mean 'smoke'"),
         (("--seed", "-1"), "self_speculation.seed: -1 is not allowed"),

@@ -243,20 +243,25 @@ def _look(marks: bool | None) -> "Look":
 
 @app.command()
 def search(  # noqa: PLR0913 - one option a knob
-    model: Annotated[str, typer.Option(help="Name, folder or hub id.")] = "pocket-llama",
+    model: Annotated[
+        str | None, typer.Option(help="Name, folder or hub id; without one, what params.yaml says.")
+    ] = None,
     objective: Annotated[
-        str, typer.Option(help="What to make large: speedup, acceptance, overlap; -cost for small.")
-    ] = "speedup",
-    trials: Annotated[int, typer.Option(help="How many plans to try.")] = 60,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed tries the same plans.")] = 0,
-    profile: Annotated[str, typer.Option(help="Overlay of params.yaml.")] = "pocket",
+        str | None,
+        typer.Option(help="What to make large: speedup, acceptance, overlap; -cost for small."),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="How many plans to try.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed tries the same plans.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Overlay of params.yaml, where what is not given stands.")
+    ] = None,
     costs: Annotated[
         str, typer.Option(help="clock: time the parts of a round first; bytes: another machine's.")
     ] = "clock",
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
     workers: Annotated[int, typer.Option(help="Of ray: plans tried at a time.")] = 2,
-    device: Device = "cpu",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
 ) -> None:
     """Search a model for its best skip plan, decode under it, and keep it in data/plans."""
     from foredraft import paths
@@ -264,19 +269,22 @@ def search(  # noqa: PLR0913 - one option a knob
     from foredraft.params import load as load_params
     from foredraft.search.engines import Ray
 
-    if objective.removeprefix("-") not in OBJECTIVES:
+    if objective is not None and objective.removeprefix("-") not in OBJECTIVES:
         raise unknown("objective", objective.removeprefix("-"), OBJECTIVES)
     if costs not in ("clock", "bytes"):
         raise unknown("kind of costs", costs, ("clock", "bytes"))
     if engine not in ("local", "ray"):
         raise unknown("engine", engine, ("local", "ray"))
     given = {"profile": profile, "objective": objective, "trials": trials, "seed": seed}
-    params = load_params("self_speculation", given | {"device": device})
+    given |= {"temperature": temperature, "device": device}
+    params = load_params("self_speculation", given)
+    if engine == "ray" and params.device != "cpu":
+        raise ValueError(f"Ray's workers have no {params.device}: search there with engine local")
     with Ray(workers=workers) if engine == "ray" else nullcontext() as cluster:
         found = plan_search.find(
-            model,
+            model or params.model,
             params,
-            temperature=temperature,
+            temperature=params.temperature,
             times=costs == "clock",
             engine=cluster,
             report=_progress.print,

@@ -14,12 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 import foredraft as fd
 from foredraft import params, paths
+from foredraft.benchmarks import self_speculation
 from foredraft.benchmarks.self_speculation import STEP, VERIFIED, VERIFY, timed_plans
 from foredraft.experiments import plan_search
 from foredraft.experiments.plan_search import Candidate, Found, Reloaded
 from foredraft.models.skip import PublishedPlan
 from foredraft.prompts import chat_prompts
-from foredraft.provenance import read_json
+from foredraft.provenance import Stamp, read_json
 from foredraft.search.engines import Ray
 from foredraft.search.objective import ByBytes, ByClock, Objective
 from foredraft.search.trial import Estimate, Trial
@@ -53,13 +54,20 @@ def stand_in(patch: pytest.MonkeyPatch, subject: Candidate, folder: Path) -> Non
     """Search the tiny model instead of any other, decode little, keep the trials elsewhere."""
     patch.setattr(paths, "CACHE", folder)
     patch.setattr(plan_search, "chosen", lambda *_: subject)
-    patch.setattr(plan_search, "MEASURED_TOKENS", 20)
+    patch.setattr(plan_search, "MEASURED_TOKENS", 12)
     patch.setattr(plan_search, "MEASURED_PROMPTS", 1)
+    patch.setattr(self_speculation, "VERIFIED", (1, 3))
 
 
 @pytest.fixture
 def small(monkeypatch, subject, tmp_path) -> None:
     stand_in(monkeypatch, subject, tmp_path)
+
+
+@pytest.fixture
+def undecoded(small, monkeypatch) -> None:
+    """What is found is decoded in other tests."""
+    monkeypatch.setattr(plan_search, "measured", lambda *_, **__: pd.DataFrame())
 
 
 def find(**options) -> Found:
@@ -72,6 +80,18 @@ def found(subject, tmp_path_factory) -> Found:
     with pytest.MonkeyPatch.context() as patch:
         stand_in(patch, subject, tmp_path_factory.mktemp("cache"))
         return find(times=True)
+
+
+@pytest.fixture(scope="module")
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def by_bytes(subject, told, tmp_path_factory) -> Found:
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in(patch, subject, tmp_path_factory.mktemp("cache"))
+        return find(report=told.append)
 
 
 class Numbered:
@@ -183,9 +203,7 @@ def recordings() -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(("temperature", "known"), [(0.0, SLOW), (1.0, FAST), (0.7, FAST)])
-def test_costs_are_those_recorded_of_the_model_and_sampler(
-    subject, recordings, temperature, known
-):
+def test_costs_are_those_recorded_of_the_model_and_sampler(subject, recordings, temperature, known):
     costs = plan_search.costs(subject, recordings, temperature)
     for plan in (fd.SkipPlan(), fd.SkipPlan([0]), fd.SkipPlan([1], [0, 1])):
         assert costs(plan).draft == pytest.approx(known(plan).draft)
@@ -251,15 +269,10 @@ def test_the_best_trials_are_decoded_best_first_beside_what_was_foretold(found, 
     assert plain[["predicted", "predicted_held_out"]].isna().all()
 
 
-def test_the_same_seed_finds_the_same_and_another_tries_other_plans(small):
-    one = find()
-    plan_search.forget(one)
-    again = find()
-    assert one.trials == again.trials
-    assert one.best == again.best
-    pd.testing.assert_frame_equal(one.measured, again.measured)
-    other = find(params=settings(seed=1))
-    assert [trial.values for trial in other.trials] != [trial.values for trial in one.trials]
+def test_the_same_seed_finds_the_same_and_another_tries_other_plans(by_bytes, undecoded):
+    again, other = find(), find(params=settings(seed=1))
+    assert (again.trials, again.best) == (by_bytes.trials, by_bytes.best)
+    assert [trial.values for trial in other.trials] != [trial.values for trial in again.trials]
 
 
 def stop(*_, **__):
@@ -267,20 +280,27 @@ def stop(*_, **__):
 
 
 def test_a_search_that_was_interrupted_times_and_judges_nothing_again(small, found, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+    with monkeypatch.context() as patch:
+        patch.setattr(plan_search, "round_costs", lambda *_, **__: found.costs)
         patch.setattr(plan_search, "measured", stop)
-        find(times=True)
+        with pytest.raises(InterruptedError):
+            find(times=True)
     with monkeypatch.context() as patch:
         patch.setattr(plan_search, "round_costs", stop)
         patch.setattr(Objective, "__call__", stop)
         again = find(times=True)
     assert (again.trials, again.best) == (found.trials, found.best)
+    assert again.seconds != again.seconds, "of a part of a search nobody knows how long it takes"
     pd.testing.assert_frame_equal(again.costs, found.costs)
 
 
 @pytest.mark.parametrize("end", ["forgotten", "kept"])
-def test_a_search_whose_plan_is_kept_or_forgotten_begins_anew(small, folder, monkeypatch, end):
-    found = find()
+def test_a_search_whose_plan_is_kept_or_forgotten_begins_anew(
+    by_bytes, small, folder, monkeypatch, end
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(plan_search, "measured", lambda *_, **__: by_bytes.measured)
+        found = find()
     assert found.folder.is_dir()
     if end == "kept":
         plan_search.keep(found, settings())
@@ -292,23 +312,34 @@ def test_a_search_whose_plan_is_kept_or_forgotten_begins_anew(small, folder, mon
         find()
 
 
-def test_searches_with_other_settings_do_not_meet(small):
-    folders = {
-        find(**change).folder
-        for change in ({}, {"temperature": 0.0}, {"params": settings(trials=7)}, {"times": True})
-    }
-    assert len(folders) == 4
+def test_searches_with_other_settings_do_not_meet(found, small, monkeypatch):
+    folders = []
+
+    def noted(*_, folder, **__):
+        folders.append(folder)
+        raise InterruptedError
+
+    monkeypatch.setattr(plan_search, "round_costs", lambda *_, **__: found.costs)
+    monkeypatch.setattr(plan_search, "searched", noted)
+    changes = [
+        *({}, {"temperature": 0.0}, {"params": settings(seed=1)}, {"times": True}),
+        {"engine": Ray(workers=2)},
+    ]
+    for change in [*changes, {}]:
+        with pytest.raises(InterruptedError):
+            find(**change)
+    assert len(set(folders)) == len(changes)
+    assert folders[0] == folders[-1]
 
 
-def test_without_a_clock_costs_are_by_bytes_and_none_are_kept(small, subject):
-    found = find()
-    assert found.costs.empty
-    for best in found.best:
+def test_without_a_clock_costs_are_by_bytes_and_none_are_kept(by_bytes, subject):
+    assert by_bytes.costs.empty
+    for best in by_bytes.best:
         assert best.cost == pytest.approx(best.plan.cost(subject.decoder.config))
 
 
 @pytest.mark.parametrize("objective", ["-cost", "overlap"])
-def test_what_is_to_be_small_is_made_small_and_what_is_to_be_large_large(small, objective):
+def test_what_is_to_be_small_is_made_small_and_what_is_to_be_large_large(undecoded, objective):
     found = find(params=settings(objective=objective))
     metric = objective.removeprefix("-")
     tried = sorted(trial.values[metric].mean for trial in found.trials)
@@ -316,21 +347,22 @@ def test_what_is_to_be_small_is_made_small_and_what_is_to_be_large_large(small, 
     assert found.best[0].metrics()[metric].mean == pytest.approx(top)
 
 
-def test_a_metric_that_nobody_gives_is_refused_by_its_name(small):
+def test_a_metric_that_nobody_gives_is_refused_by_its_name(undecoded):
     with pytest.raises(ValueError, match="unknown metric 'speed': did you mean 'speedup'"):
         find(params=settings(objective="speed"))
 
 
-def test_whoever_waits_is_told_what_is_being_done(small):
-    told = []
-    found = find(report=told.append)
+def test_whoever_waits_is_told_what_is_being_done(by_bytes, told):
+    best = f"{by_bytes.best[0].speedup.mean:.3f}"
     assert told == [
         "tiny, temperature 1: 6 trials",
-        f"tiny, temperature 1: the best of them, decoded; {found.best[0].speedup.mean:.3f} foretold",
+        f"tiny, temperature 1: the best of them, decoded; {best} foretold",
     ]
 
 
-def test_an_engine_gets_a_plan_for_each_worker_and_settings_instead_of_weights(small, monkeypatch):
+def test_an_engine_gets_a_plan_for_each_worker_and_settings_instead_of_weights(
+    by_bytes, undecoded, monkeypatch
+):
     batches = []
 
     def measure(self, judge, plans):
@@ -342,7 +374,7 @@ def test_an_engine_gets_a_plan_for_each_worker_and_settings_instead_of_weights(s
     assert [n for _, n in batches] == [4, 2]
     assert {type(judge) for judge, _ in batches} == {Reloaded}
     assert len({id(judge) for judge, _ in batches}) == 1
-    assert found.trials == find().trials, "another search, since it asks for one plan at a time"
+    assert found.trials == by_bytes.trials
 
 
 def test_what_travels_to_a_worker_holds_no_weights_and_judges_as_the_objective(small, subject):
@@ -358,11 +390,21 @@ def test_what_travels_to_a_worker_holds_no_weights_and_judges_as_the_objective(s
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(paths, "PLANS", tmp_path)
-    return tmp_path
+    monkeypatch.setattr(paths, "PLANS", tmp_path / "plans")
+    return tmp_path / "plans"
 
 
-def test_what_is_kept_reads_as_any_plan_with_what_was_foretold_and_measured(found, folder):
+@pytest.fixture
+def stamped(monkeypatch) -> None:
+    """Look through no sources for a stamp."""
+
+    def quick(what, told, inputs, **place):
+        return Stamp(what=what, params=told, inputs={}, versions={}, **place)
+
+    monkeypatch.setattr(plan_search, "stamp", quick)
+
+
+def test_what_is_kept_reads_as_any_plan_with_what_was_foretold_and_measured(found, folder, stamped):
     path = plan_search.keep(found, settings())
     assert [*folder.iterdir()] == [path]
     kept, best = PublishedPlan.read("tiny"), found.best[0]
@@ -376,7 +418,7 @@ def test_what_is_kept_reads_as_any_plan_with_what_was_foretold_and_measured(foun
         assert kept.measured[name] == pytest.approx(row[name], rel=1e-5)
 
 
-def test_all_trials_are_kept_in_order(found, folder):
+def test_all_trials_are_kept_in_order(found, folder, stamped):
     content = read_json(plan_search.keep(found, settings())).content
     kept = [Trial.from_json(json.dumps(trial)) for trial in content["trials"]]
     assert [(t.index, t.plan, t.origin) for t in kept] == [
@@ -394,17 +436,20 @@ def test_a_kept_plan_says_what_it_was_made_from(found, folder):
     assert stamp.params["temperature"] == 1.0
     assert stamp.params["trials"] == 6
     assert "src/foredraft/search/objective.py" in stamp.inputs
-    elsewhere = read_json(plan_search.keep(found, settings(device="cuda"))).stamp
-    assert elsewhere.device == "cuda"
 
 
-def test_a_plan_for_a_model_of_the_hub_is_one_file_without_folders(found, folder):
+def test_a_plan_that_was_found_on_a_gpu_says_so(found, folder, stamped):
+    stamp = read_json(plan_search.keep(found, settings(device="cuda"))).stamp
+    assert stamp.device == "cuda"
+
+
+def test_a_plan_for_a_model_of_the_hub_is_one_file_without_folders(found, folder, stamped):
     named = replace(found, subject=replace(found.subject, name="org/model"))
     assert plan_search.keep(named, settings()) == folder / "org--model.json"
     assert PublishedPlan.read("org--model").model == "org/model"
 
 
-def test_what_cannot_be_written_leaves_the_plan_that_was_kept_before(found, folder):
+def test_what_cannot_be_written_leaves_the_plan_that_was_kept_before(found, folder, stamped):
     path = plan_search.keep(found, settings())
     before = path.read_bytes()
     broken = replace(found.best[0], speedup=Estimate(1.5, 0.0), cost=float("nan"))

@@ -111,7 +111,7 @@ def tried() -> pd.DataFrame:
 def thresholds() -> pd.DataFrame:
     rows = [
         {**{"rule": rule, "length": length, "accepted": accepted}, "token": n, "threshold": at}
-        for rule, step in (("Draft & Verify", 0.001), ("the article's", 0.002))
+        for rule, step in (("draft_and_verify", 0.001), ("article", 0.002))
         for length in (1, 4, 8)
         for accepted in (0, length)
         for n, at in enumerate(0.5 + step * np.arange(101) * (1 if accepted else -1))
@@ -255,6 +255,14 @@ def test_controllers_are_held_against_the_best_fixed_length():
     told = title(draw.controllers(thresholds(), policies()))
     assert "1.10×" in told
     assert "-10.0% to +0.0%" in told
+
+
+def test_both_rules_and_both_extremes_are_drawn_for_each_length_that_is_shown():
+    *left, right = draw.controllers(thresholds(), policies()).axes
+    assert [axes.get_title() for axes in left] == ["   drafts of 4", "   drafts of 8"]
+    for axes in left:
+        assert len({tuple(line.get_ydata()) for line in axes.lines}) == 4
+    assert len(right.containers) == 1 + 4
 
 
 def test_the_timed_plan_is_the_one_foretold_to_be_best_not_the_one_that_was():

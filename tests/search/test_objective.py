@@ -8,7 +8,7 @@ import torch
 
 import foredraft as fd
 from foredraft.decoding.theory import Costs
-from foredraft.search.objective import ByBytes, ByClock, Objective, ratio, rounds
+from foredraft.search.objective import ByBytes, ByClock, Objective, moments, ratio, rounds
 from foredraft.search.rehearsal import Chances, along, rehearse
 from tests.decoding.conftest import tiny
 
@@ -49,6 +49,20 @@ def test_later_starts_are_weighed_by_what_happened_before():
     found = rounds(chances([0.0, 1.0, 0.0, 1.0, 0.0]), 1)
     assert found.count.tolist() == [3]
     assert float(found.tokens[0] / found.count[0]) == pytest.approx(5 / 3)
+
+
+def test_moments_are_those_of_the_rounds_that_can_happen():
+    """Two if the first draft stands (1/4), or else the second (3/4 · 1/2); three otherwise."""
+    mean, variance = moments(chances([0.25, 0.5, 0.0]), 1)
+    assert mean.tolist() == pytest.approx([2.375])
+    assert variance.tolist() == pytest.approx([0.625 * 0.375])
+
+
+def test_both_ways_along_a_text_count_the_same_rounds(rehearsal):
+    drafts = list(islice(rehearsal.drafts(EXIT), 3))
+    mean, variance = moments(drafts, 3)
+    assert mean.tolist() == pytest.approx(rounds(drafts, 3).count.tolist())
+    assert (variance > 0).all()
 
 
 def test_a_length_without_chances_is_refused():
@@ -98,7 +112,7 @@ def test_greedy_rounds_are_foretold_exactly(decoder, length):
 
 
 def test_sampled_rounds_are_foretold_given_the_text(decoder):
-    """|z| < 5.5: a false alarm in 26 million; to take all starts for as likely is found out."""
+    """|z| < 5.5: a false alarm in 26 million; rounds that are 10 % fewer are found out."""
     prompts = PROMPTS * 60
     made = decoded(decoder, prompts, 1.0, 1)
     found = along(decoder, prompts, made.tokens, sampler=fd.Sampler())

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import final
@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 
 from foredraft import paths
 from foredraft.bench import now
-from foredraft.benchmarks.decoding import SAMPLERS
 from foredraft.benchmarks.self_drafting import Contest
 from foredraft.benchmarks.self_speculation import STEP, VERIFY, by_clock, finalists, round_costs
 from foredraft.experiments.speculative_decoding import DTYPES, chat_ids
@@ -111,9 +110,8 @@ def some(prompts: list[list[int]], n: int) -> list[list[int]]:
 
 
 def sampler_name(temperature: float) -> str:
-    """Say what recorded rows call the sampler of this temperature; that nearest in kind."""
-    greedy, sampled = SAMPLERS
-    return greedy if temperature == 0 else sampled
+    """Say what rows call the sampler of this temperature."""
+    return "greedy" if temperature == 0 else f"temperature {temperature:g}"
 
 
 def rehearsal(
@@ -133,10 +131,11 @@ def costs(subject: Candidate, recorded: pd.DataFrame, temperature: float) -> Cos
     """Give the costs that were recorded for the model, or those by bytes if there are none."""
     if len(recorded):
         rows = recorded.loc[recorded["strategy"].isin([STEP, VERIFY])]
-        name = sampler_name(temperature)
-        rows = rows.loc[(rows["model"] == subject.name) & (rows["sampler"] == name)]
-        if len(rows):
-            return by_clock(rows)
+        own = rows.loc[rows["model"] == subject.name]
+        names = (sampler_name(temperature), sampler_name(min(temperature, 1.0)), "temperature 1")
+        for name in names if temperature else names[:1]:
+            if len(found := own.loc[own["sampler"] == name]):
+                return by_clock(found)
     return ByBytes(subject.decoder.config)
 
 
@@ -180,7 +179,8 @@ class Found:
     """What a search of one model at one temperature came to.
 
     `costs` are the rows of what was timed beforehand, `measured` those of the best plans decoded in
-    earnest, `seconds` how long the search took, `folder` where it is as long as it may go on.
+    earnest, `seconds` how long the search took (NaN if it was interrupted), `folder` where it is as
+    long as it may go on.
     """
 
     subject: Candidate
@@ -219,9 +219,10 @@ def find(  # noqa: PLR0913 - what the command line offers
     judge = objective(subject, params, costs(subject, timed, temperature), temperature=temperature)
     asked = judge if engine is None else Reloaded(name, params, judge.costs, temperature)
     report(f"{told}: {params.trials} trials")
-    start = clock()
+    goes_on, start = (folder / "trials.jsonl").exists(), clock()
     trials = searched(subject, asked, params, engine=engine, folder=folder)
-    seconds, best = clock() - start, foretold(judge, trials, params)
+    seconds = float("nan") if goes_on else clock() - start
+    best = foretold(judge, trials, params)
     report(f"{told}: the best of them, decoded; {best[0].speedup.mean:.3f} foretold")
     held_out = objective(subject, params, judge.costs, temperature=temperature, held_out=True)
     rows = measured(subject, best, held_out, temperature=temperature, clock=clock)
@@ -242,14 +243,20 @@ def _timed_once(
 ) -> pd.DataFrame:
     """Time the parts of a round, or read what an interrupted search has timed."""
     if not path.exists():
-        rows = round_costs(contest(subject), sampler_name(temperature), clock=clock)
+        whole = contest(subject, temperature)
+        every_second = replace(whole, prompts=whole.prompts[::2])
+        rows = round_costs(every_second, sampler_name(temperature), clock=clock)
         write_text(path, json.dumps(rows.to_dict("records")))
     return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
 
 
 def forget(found: Found) -> None:
     """End a search: the next one with the same settings begins anew."""
-    shutil.rmtree(found.folder, ignore_errors=True)
+    ended = found.folder.with_name(f"{found.folder.name}.ended")
+    shutil.rmtree(ended, ignore_errors=True)  # of an end that was itself interrupted
+    if found.folder.exists():
+        found.folder.rename(ended)
+    shutil.rmtree(ended, ignore_errors=True)
 
 
 def keep(found: Found, params: SelfSpeculation) -> Path:
@@ -313,8 +320,8 @@ def foretold(
     return [judge.predict(trial.plan) for trial in ranked[:FINALISTS]]
 
 
-def contest(subject: Candidate) -> Contest:
-    """Set up what plans are timed on: held-out prompts."""
+def contest(subject: Candidate, temperature: float) -> Contest:
+    """Set up what plans are timed on: held-out prompts, at this temperature."""
     prompts = subject.held_out[:: max(1, len(subject.held_out) // MEASURED_PROMPTS)]
     return Contest(
         subject.name,
@@ -323,6 +330,7 @@ def contest(subject: Candidate) -> Contest:
         prompts[:MEASURED_PROMPTS],
         {},
         new_tokens=MEASURED_TOKENS,
+        samplers={sampler_name(temperature): Sampler(temperature=temperature)},
     )
 
 
@@ -341,7 +349,7 @@ def measured(
     """
     name = sampler_name(temperature)
     plans = {f"found {i}": (each.plan, each.length) for i, each in enumerate(found, start=1)}
-    rows = finalists(contest(subject), name, plans, clock=clock)
+    rows = finalists(contest(subject, temperature), name, plans, clock=clock)
     again = [judge.predict(each.plan, each.length) for each in found]
     for column, predictions in (("predicted", found), ("predicted_held_out", again)):
         told = {name: each.speedup for name, each in zip(plans, predictions, strict=True)}

@@ -30,6 +30,7 @@ from foredraft.experiments.plan_search import (
     sampler_name,
 )
 from foredraft.files import digest
+from foredraft.imports import closure
 from foredraft.models.skip import SkipPlan
 from foredraft.params import SelfSpeculation
 from foredraft.sampling import Sampler
@@ -42,14 +43,11 @@ from foredraft.search.trial import Objective as Judge
 RACE, SEARCH = "race", "search"
 """What recorded rows of the race of the methods, and of a search, have in `strategy`."""
 
-RULES = ("rehearsal", "objective", "bayes")
-"""Modules of `search` on which it depends what a plan is worth, and which is tried next."""
-
 DECISIVE = {
     *("seed", "model", "prompts", "temperature", "objective", "initial", "longest"),
     *("n_prompts", "max_new_tokens", "free_layers"),
 }
-"""The parameters on which that depends."""
+"""The parameters on which it depends what a plan is worth, and which is tried next."""
 
 
 def search_benchmark(
@@ -169,9 +167,9 @@ def race(
 
 def race_folder(params: SelfSpeculation) -> Path:
     """Name a folder for what was tried, another one whenever the model or the rules change."""
-    rules = [paths.module(f"foredraft.search.{name}") for name in RULES]
-    made_from = [*paths.weights(params.model), *(rule for rule in rules if rule is not None)]
-    told = [params.model_dump_json(include=DECISIVE), *map(digest, made_from)]
+    rules = closure(*(each for each in [paths.module(__name__)] if each is not None))
+    made_from = [*paths.weights(params.model), paths.prompts("pocket"), paths.prompts("chat")]
+    told = [params.model_dump_json(include=DECISIVE), *map(digest, [*made_from, *rules])]
     return paths.searches(hashlib.sha256("\n".join(told).encode()).hexdigest()[:16])
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from transformers import LlamaConfig
 
+from foredraft.benchmarks.self_speculation import STEP
 from foredraft.decoding import theory
 from foredraft.decoding.exit import (
     AdaptiveExit,
@@ -33,7 +34,7 @@ from foredraft.models.skip import PublishedPlan, SkipPlan
 from foredraft.params import SelfSpeculation
 from foredraft.results import Claim, notch
 from foredraft.sampling import Sampler
-from foredraft.search.objective import ByBytes, ratio, rounds
+from foredraft.search.objective import ByBytes, moments, ratio, rounds
 from foredraft.search.rehearsal import Chances, along, rehearse
 
 PUBLISHED_PLANS = ("gemma-2-9b-it", "llama-2-13b", "llama-2-70b")
@@ -41,6 +42,9 @@ PUBLISHED_PLANS = ("gemma-2-9b-it", "llama-2-13b", "llama-2-70b")
 
 ARTICLE_QUESTION, ARTICLE_TOKENS = "What is the capital of Taiwan. And why?", 100
 """The article's one prompt, and about how much it decodes after it."""
+
+LEAST_EFFORT = 1e-3
+"""Below this the noise of decoding is that of rounding."""
 
 WORDS = {"draft_and_verify": "Draft & Verify", "article": "the article's"}
 """What the two adaptive rules are called."""
@@ -137,10 +141,10 @@ def checked(subject: Candidate, params: SelfSpeculation, *, temperature: float) 
 
     A row a plan. `foretold` and `decoded` are tokens a round, each with its standard error; the
     texts of one were written apart from those of the other. `z` asks more: whether the rounds that
-    were decoded, less those foretold along the very text that came out, are zero on average. It is
-    of all texts of one plan, and independent of that of another plan. Greedy rounds have to be the
-    same to the last one: `off` counts the texts where they are not. `one_pass` and `all_places` are
-    what two cheaper ways foretell.
+    were decoded, less those foretold along the very text that came out, are zero on average, in
+    units of the standard deviation that the same chances give. It is independent of that of another
+    plan. Greedy rounds have to be the same to the last one: `off` counts the texts where they are
+    not. `one_pass` and `all_places` are what two cheaper ways foretell.
     """
     sampler, samples = Sampler(temperature=temperature), params.samples if temperature else 1
     chosen = some(subject.held_out, params.checked_prompts)
@@ -158,7 +162,7 @@ def checked(subject: Candidate, params: SelfSpeculation, *, temperature: float) 
         )
         count, drafted = counted(made)
         text = along(subject.decoder, prompts, made.tokens, sampler=sampler)
-        given = rounds(list(islice(text.drafts(plan), length)), length)
+        mean, variance = moments(list(islice(text.drafts(plan), length)), length)
         exact, once = (list(islice(way(plan), length)) for way in (own.drafts, own.one_pass))
         apart, approximate = rounds(exact, length), rounds(once, length)
         tokens = np.full(len(count), float(n_new - 1))
@@ -173,21 +177,25 @@ def checked(subject: Candidate, params: SelfSpeculation, *, temperature: float) 
                 "acceptance_foretold": float(apart.accepted.sum() / apart.drafted.sum()),
                 "one_pass": ratio(approximate.tokens, approximate.count).mean,
                 "all_places": all_places(exact),
-                "z": _z(count - given.count) if temperature else float("nan"),
-                "off": int((np.abs(count - given.count) > 1e-6).sum()) if not temperature else 0,
+                "z": _z(count - mean, variance) if temperature else float("nan"),
+                "off": int((np.abs(count - mean) > 1e-6).sum()) if not temperature else 0,
             }
         )
     return pd.DataFrame(rows)
 
 
 def all_places(chances: Sequence[Chances]) -> float:
-    """Give the tokens a round if it were as likely to start at any place as at any other."""
-    length, places = len(chances), chances[0].accepted.shape[1]
-    starts = range(places - length)
-    stands = torch.stack(
-        [each.accepted[:, k : places - length + k] for k, each in enumerate(chances)]
-    )
-    return 1 + float(stands.double().cumprod(0).sum(0).mean()) if starts else float("nan")
+    """Give the tokens a round if it were as likely to start at any place as at any other.
+
+    As in `rounds`, those near the end of a text have room for fewer drafts.
+    """
+    stands = [each.accepted.double() for each in chances]
+    places, total = stands[0].shape[1], 0.0
+    for a in range(places):
+        drafted = [stands[k][:, a + k] for k in range(min(len(stands), places - a - 1))]
+        if drafted:
+            total += float(torch.stack(drafted).cumprod(0).sum(0).mean())
+    return 1 + total / places
 
 
 def counted(made: Generation) -> tuple[np.ndarray, np.ndarray]:
@@ -197,9 +205,12 @@ def counted(made: Generation) -> tuple[np.ndarray, np.ndarray]:
     return rows.size().to_numpy(float), rows["drafted"].sum().to_numpy(float)
 
 
-def _z(differences: np.ndarray) -> float:
-    spread = differences.std(ddof=1)
-    return float(differences.mean() / (spread / len(differences) ** 0.5)) if spread else 0.0
+def _z(differences: np.ndarray, variances: np.ndarray) -> float:
+    """Give Σ differences in standard deviations; infinite where there should be none and is."""
+    off, spread = float(differences.sum()), float(variances.sum()) ** 0.5
+    if spread > 1e-9:
+        return off / spread
+    return 0.0 if abs(off) < 1e-6 else float("inf")
 
 
 def _decoded(  # noqa: PLR0913 - what the experiments vary
@@ -401,7 +412,8 @@ def race_of(recorded: pd.DataFrame) -> pd.DataFrame:
     """Give the recorded race of the methods: a row a trial, `best` being the best so far."""
     rows = recorded.loc[recorded["strategy"] == RACE]
     columns = ["space", "method", "seed", "index", "value", "best", "plan", "layers"]
-    return rows[columns].reset_index(drop=True)
+    whole = dict.fromkeys(("seed", "index", "layers"), int)
+    return rows[columns].astype(whole).reset_index(drop=True)
 
 
 def share_of_gain(race: pd.DataFrame) -> pd.DataFrame:
@@ -423,10 +435,23 @@ def timed(recorded: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(residual=rows["speedup_median"] / rows["predicted"] - 1)
 
 
+def whole_step(recorded: pd.DataFrame) -> pd.Series:
+    """Give what a draft step of the whole model takes of a plain round, by model and sampler."""
+    steps = recorded.loc[
+        (recorded["strategy"] == STEP) & (recorded["plan"] == SkipPlan().to_json())
+    ]
+    return steps.set_index(["model", "sampler"])["cost_median"]
+
+
 def searches(recorded: pd.DataFrame) -> pd.DataFrame:
-    """Give of each recorded search how long it took, and the effort that foretelling spares."""
+    """Give of each recorded search how long it took, and the effort that foretelling spares.
+
+    There is none, NaN, where the best plan skips nothing: neither side has any noise then.
+    """
     rows = recorded.loc[recorded["strategy"] == SEARCH]
-    return rows[["model", "sampler", "trials", "seconds", "effort"]].reset_index(drop=True)
+    effort = rows["effort"].where(rows["effort"] > LEAST_EFFORT)
+    columns = ["model", "sampler", "trials", "seconds", "effort"]
+    return rows.assign(effort=effort)[columns].reset_index(drop=True)
 
 
 def findings(
@@ -449,8 +474,8 @@ def findings(
         "residuals": {"p": p_value, "largest": float(sampled["z"].abs().max())},
         "race": {"least": float(ax.min()), "median": float(ax.median())},
         "search": {
-            "seconds": max(map(float, recorded_searches["seconds"].tolist())),
-            "effort": min(map(float, recorded_searches["effort"].tolist())),
+            "seconds": max(map(float, recorded_searches["seconds"].dropna().tolist())),
+            "effort": min(map(float, recorded_searches["effort"].dropna().tolist())),
         },
         "timed": {},
     }

@@ -48,8 +48,11 @@ WAYS = {
 }
 """The column of each way to foretell, and what it is called."""
 
-RULES = (Style("#0072B2", "D", ()), Style("#D55E00", "s", ()))
-"""The look of the first adaptive rule and of the second."""
+RULES = {
+    "draft_and_verify": ("Draft & Verify", Style("#0072B2", "D", ())),
+    "article": ("the article's", Style("#D55E00", "s", ())),
+}
+"""What each adaptive rule is called, and its look; its policy is called its controller."""
 
 OTHERS = (Style("#009E73", "v", ()), Style("#CC79A7", "P", ()))
 """The look of other ways to end a draft."""
@@ -58,7 +61,7 @@ FIXED = "fixed"
 """How the name of a policy begins whose drafts all have one length."""
 
 SHOWN_LENGTH = 4
-"""Length of the drafts whose thresholds are drawn, where there are several."""
+"""Length of the drafts whose thresholds are drawn, besides the longest."""
 
 WANTED = (1.15, 1.25)
 """Speed-ups that the clock's figure has a line for."""
@@ -208,7 +211,7 @@ def search(trials: pd.DataFrame) -> Figure:
     best = trials.loc[trials["speedup"].idxmax()]
     figure.suptitle(
         f"Best of {len(trials)} plans: {best['speedup']:.2f}× "
-        f"± {HALF * best['speedup_sem']:.2f}, trial {best['index'] + 1}"
+        f"± {HALF * best['speedup_sem']:.2f}, trial {int(best['index']) + 1}"
     )
     return figure
 
@@ -257,10 +260,11 @@ def _race_told(small: pd.DataFrame) -> str:
             index="seed", values="best", aggfunc="max"
         )
         shares[method] = (by_seed.to_numpy().mean() - mean) / (optimum - mean)
-    tried = figures.where(small, method="Ax")["index"].max() + 1
+    tried = int(figures.where(small, method="Ax")["index"].to_numpy().max()) + 1
+    size = int(every_plan["index"]) + 1
     return (
-        f"After {tried} of {every_plan['index'] + 1:,} plans Ax has {shares['Ax']:.0%} of the best "
-        f"one's gain over the mean, random {shares['random']:.0%}"
+        f"After {tried} of {size:,} plans Ax has {shares['Ax']:.0%} of the best one's gain over "
+        f"the mean, random {shares['random']:.0%}"
     )
 
 
@@ -327,33 +331,30 @@ def controllers(paths: pd.DataFrame, policies: pd.DataFrame) -> Figure:
     `paths`: rule, length, accepted, token, threshold. `policies`: policy, speedup, sem, drafted,
     acceptance; those of one length are named "fixed", all else is compared with them.
     """
-    figure = figures.panels(2, height=2.8)
-    left, right = figure.axes
-    rules = dict(zip(paths["rule"].unique(), cycle(RULES)))
-    lengths = sorted(set(paths["length"]))
-    length = SHOWN_LENGTH if SHOWN_LENGTH in lengths else lengths[-1]
-    for rule, look in rules.items():
-        for accepted, line, told in ((length, "-", "all"), (0, "--", "nothing")):
-            part = figures.where(paths, rule=rule, length=length, accepted=accepted)
-            style = {"color": look.colour, "linestyle": line, "label": f"{rule}, {told} accepted"}
-            marks = {"marker": look.marker, "markevery": max(1, len(part) // 6)}
-            marks["markerfacecolor"] = look.colour if accepted else "white"
-            left.plot(part["token"], part["threshold"], drawstyle="steps-post", **style, **marks)
-    left.set(xlabel="tokens so far", ylabel="threshold of confidence")
-    left.set_title(f"   drafts of {length}", loc="center")
-    _below(left)
+    known = sorted(set(paths["length"]))
+    lengths = [length for length in known if length in (SHOWN_LENGTH, known[-1])]
+    figure = figures.panels(len(lengths) + 1, height=2.7)
+    *thresholds, right = figure.axes
+    for axes, length in zip(thresholds, lengths, strict=True):
+        _thresholds(axes, figures.where(paths, length=length), length)
+    thresholds[0].set_ylabel("threshold of confidence")
+    _level(thresholds)
     is_fixed = policies["policy"].str.startswith(FIXED)
     fixed, others = policies.loc[is_fixed], policies.loc[~is_fixed]
-    looks = {f"{rule} controller": look for rule, look in rules.items()}
-    named = [name for name in others["policy"] if name not in looks]
-    looks |= dict(zip(named, cycle(OTHERS)))
-    _dots(right, fixed, TARGET, "one length, 1, 2, …", line="-")
+    looks = {f"{name} controller": look for name, look in RULES.values()}
+    looks |= dict(zip((name for name in others["policy"] if name not in looks), cycle(OTHERS)))
+    _dots(right, fixed, TARGET, "fixed length, 1, 2, …", line="-")
     for name in others["policy"]:
         _dots(right, figures.where(others, policy=name), looks[name], name)
     right.axhline(1, color=TARGET.colour, linewidth=0.8, linestyle=":")
     right.set(xlabel="tokens drafted a round", ylabel="predicted speed-up")
     right.yaxis.set_major_formatter(TIMES)
-    _below(right)
+    right.set_title("   the best plan", loc="center")
+    (lines, names), (dots, policy_names) = (
+        axes.get_legend_handles_labels() for axes in (thresholds[0], right)
+    )
+    look = {"loc": "outside lower center", "ncols": 3, "fontsize": 6, "handlelength": 3}
+    figure.legend(lines + dots, names + policy_names, **look)
     best = fixed.loc[fixed["speedup"].idxmax()]
     gains = (others["speedup"] / best["speedup"] - 1).to_numpy()
     figure.suptitle(
@@ -539,6 +540,21 @@ def _progress(axes: Axes, rows: pd.DataFrame, look: Style, name: str) -> None:
     axes.plot(at, by_seed.mean(axis=1), **marks, **line)
 
 
+def _thresholds(axes: Axes, rows: pd.DataFrame, length: int) -> None:
+    """Draw the threshold of each rule, the first one's broad: the other's may be the same."""
+    for width, (rule, (name, look)) in zip((3.2, 1.2), RULES.items(), strict=True):
+        for accepted, line, told in ((length, "-", "all"), (0, "--", "nothing")):
+            part = figures.where(rows, rule=rule, accepted=accepted)
+            style = {"color": look.colour, "linestyle": line, "linewidth": width}
+            marks = {"marker": look.marker, "markevery": max(1, len(part) // 4)}
+            marks["markerfacecolor"] = look.colour if accepted else "white"
+            axes.plot(
+                part["token"], part["threshold"], **style, **marks, label=f"{name}, {told} accepted"
+            )
+    axes.set(xlabel="tokens so far")
+    axes.set_title(f"   drafts of {length}", loc="center")
+
+
 def _dots(axes: Axes, rows: pd.DataFrame, look: Style, name: str, *, line: str = "none") -> None:
     style = {"marker": look.marker, "color": look.colour, "linestyle": line}
     bars = {"elinewidth": 0.8, "capsize": 2, "linewidth": 1}
@@ -561,6 +577,7 @@ def _levels(axes: Axes, lines: pd.DataFrame, colours: Sequence[Any]) -> None:
         axes.plot(part["cost"], part["acceptance"], color=colour, linewidth=1, zorder=1)
         last = part.iloc[-1]
         text = {"ha": "center", "va": "bottom", "fontsize": 6, "color": "#555555"}
+        text["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         axes.text(last["cost"], last["acceptance"] + 0.01, f"{gain:g}×", **text)
 
 
@@ -568,11 +585,6 @@ def _needed_at(lines: pd.DataFrame, gain: float, cost: float) -> float:
     """Give the acceptance that a gain needs at a cost, infinite where the line has ended."""
     part = figures.where(lines, gain=gain).dropna().sort_values("cost")
     return float(np.interp(cost, part["cost"], part["acceptance"], right=np.inf))
-
-
-def _below(axes: Axes) -> None:
-    look = {"bbox_to_anchor": (0.5, -0.2), "ncols": 2, "fontsize": 6, "handlelength": 3}
-    axes.legend(loc="upper center", **look)
 
 
 def _level(axes: Sequence[Axes]) -> None:

@@ -95,6 +95,22 @@ def rounds(chances: Sequence[Chances], length: int) -> Rounds:
     return Rounds(length, places, by_drafted, accepted)
 
 
+def moments(chances: Sequence[Chances], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give mean and variance of the rounds of each text, given the text; from its end backwards."""
+    stands = [each.accepted.double().cpu().numpy() for each in chances[:length]]
+    n_texts, places = stands[0].shape
+    mean, square = np.zeros((n_texts, places + 1)), np.zeros((n_texts, places + 1))
+    for a in reversed(range(places)):
+        left, drafted = np.ones(n_texts), min(length, places - a - 1)
+        for k in range(drafted + 1):
+            stand = left * stands[k][:, a + k] if k < drafted else np.zeros(n_texts)
+            chance, after = left - stand, a + k + 1  # k drafts stand, and the round's last token
+            mean[:, a] += chance * (1 + mean[:, after])
+            square[:, a] += chance * (1 + 2 * mean[:, after] + square[:, after])
+            left = stand
+    return mean[:, 0], square[:, 0] - mean[:, 0] ** 2
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Prediction:
