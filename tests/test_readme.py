@@ -99,7 +99,17 @@ def test_every_command_in_it_can_be_given():
     assert {"reproduce", "test"} <= named
     assert named <= targets
     commands = set(re.findall(r"^\s*(?:\$ )?foredraft ([a-z]+)", "\n".join(code()), re.MULTILINE))
-    known = {"run", "sync", "results", "models", "generate", "pretrain", "bench", "record"}
+    known = {
+        "run",
+        "sync",
+        "results",
+        "models",
+        "generate",
+        "pretrain",
+        "bench",
+        "record",
+        "search",
+    }
     assert commands <= known
 
 

@@ -289,11 +289,13 @@ def search(  # noqa: PLR0913 - one option a knob
             engine=cluster,
             report=_progress.print,
         )
-    best, timed = found.best[0], found.measured.set_index("name").loc["found 1"]
+    best, rows = found.best[0], found.measured.to_dict("records")
+    timed = next(row for row in rows if row["name"] == "found 1")
     _output.print(f"{best.plan}, draft length {best.length}", soft_wrap=True)
     _output.print(
         f"speed-up foretold {best.speedup.mean:.3f} ± {best.speedup.sem:.3f}, by held-out texts "
-        f"{timed['predicted_held_out']:.3f}, decoded {_cell(timed, 'speedup')}, n {timed['n']}",
+        f"{timed['predicted_held_out']:.3f}, decoded {_cell(timed, 'speedup')}, "
+        f"n {int(timed['n'])}",
         soft_wrap=True,
     )
     _progress.print(f"✓ {paths.label(plan_search.keep(found, params))}")
