@@ -1,6 +1,7 @@
 """The contest of models that draft for themselves."""
 
 from dataclasses import replace
+from itertools import count
 
 import pandas as pd
 import pytest
@@ -9,7 +10,13 @@ import torch
 import foredraft as fd
 from foredraft.bench import Schedule
 from foredraft.benchmarks import self_drafting
-from foredraft.benchmarks.self_drafting import Contest, asked, self_drafting_benchmark
+from foredraft.benchmarks.self_drafting import (
+    PLAIN,
+    Arm,
+    Contest,
+    asked,
+    self_drafting_benchmark,
+)
 from tests.benchmarks.conftest import tiny
 
 N_LAYERS = 4
@@ -101,6 +108,60 @@ def test_a_branch_takes_the_share_that_the_clock_says(contest):
         patch.setattr(self_drafting, "BRANCHES", Schedule(repeats=3, warmup=0, inner=1))
         found = self_drafting.branch_times(contest, clock=clock)
     assert found["share_median"].tolist() == [0.5] * (2 * N_LAYERS)
+
+
+def ticking():
+    """A clock that moves on by one second each time that it is read."""
+    ticks = count()
+    return lambda: float(next(ticks))
+
+
+@pytest.fixture(scope="module")
+def laps(contest):
+    plain = Arm("greedy", PLAIN)
+    arms = [replace(plain, library="transformers"), plain]
+    arms.append(Arm("greedy", name="MLP 1", plan=PLANS["MLP 1"], length=3))
+    return self_drafting.laps_of(contest, arms, clock=ticking())
+
+
+def test_every_round_of_ours_is_timed_and_theirs_only_as_a_whole(contest, laps):
+    """The clock is read before and after each generation, and ours after every round too.
+
+    Before a draft and after it as well; the prefill is a round of its own.
+    """
+    theirs, plain, drafting = laps.values()
+    assert all(lap.result.pace is None and lap.result.generation is None for lap in theirs)
+    assert [lap.seconds for lap in theirs] == [1] * len(contest.prompts)
+    for lap, reads in [*((each, 1) for each in plain), *((each, 3) for each in drafting)]:
+        beats, trace = lap.result.pace.beats, lap.result.generation.trace
+        assert [beat.drafted for beat in beats] == [
+            each.rows[0].drafted for each in trace.rounds[1:]
+        ]
+        wholes = [reads if beat.drafted else 1 for beat in beats]
+        assert [beat.whole for beat in beats] == wholes
+        assert lap.seconds == sum(wholes) + lap.result.pace.prefill + 2
+
+
+def test_speed_ups_are_over_the_arm_that_comes_first(contest, laps):
+    plain, drafting = [*laps][1:]
+    first, second = self_drafting.told(
+        contest, {arm: laps[arm] for arm in (drafting, plain)}, {"MLP 1": 0.5}
+    )
+    assert (first["name"], first["speedup_median"], first["cost_measured"]) == ("MLP 1", 1, 0.5)
+    ratios = [
+        (one.result.tokens / one.seconds) / (other.result.tokens / other.seconds)
+        for one, other in zip(laps[plain], laps[drafting], strict=True)
+    ]
+    assert second["speedup_min"] == pytest.approx(min(ratios))
+    assert second["speedup_max"] == pytest.approx(max(ratios))
+
+
+def test_paces_are_those_of_the_laps(contest, laps):
+    paces = self_drafting.paces_of(contest, [*laps], clock=ticking())
+    assert paces == {
+        arm: [lap.result.pace for lap in each if lap.result.pace] for arm, each in laps.items()
+    }
+    assert [len(each) for each in paces.values()] == [0, 3, 3]
 
 
 def test_models_of_different_precision_are_not_compared(contest):

@@ -1,7 +1,5 @@
 """What is timed for a search: the parts of a round, and the plans that were found."""
 
-from functools import partial
-
 import pandas as pd
 import pytest
 
@@ -16,30 +14,12 @@ from foredraft.benchmarks.self_speculation import (
     round_costs,
     timed_plans,
 )
-from foredraft.search.objective import ByClock
-from tests.benchmarks.conftest import tiny
+from foredraft.search.objective import ByClock, Line, Rounds
+from tests.benchmarks.conftest import Toll, tiny
 
-N_LAYERS, VERIFIED = 3, (1, 2, 4)
+N_LAYERS, VERIFIED, AFTER_EXITS = 3, (1, 2, 4), (2, 3)
 ATTENTION, MLP, HEAD = 2.0, 3.0, 1.0
 WHOLE = N_LAYERS * (ATTENTION + MLP) + HEAD
-
-
-class Toll:
-    """A clock that moves on as a model is read: by so much for each branch, and for the head."""
-
-    def __init__(self, decoder: fd.Decoder) -> None:
-        self.seconds = 0.0
-        tolls = [(decoder.norm, HEAD)]
-        for layer in decoder.layers:
-            tolls += [(layer.attention, ATTENTION), (layer.mlp, MLP)]
-        for module, seconds in tolls:
-            module.register_forward_pre_hook(partial(self.pay, seconds))
-
-    def pay(self, seconds, module, inputs) -> None:
-        self.seconds += seconds
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 def step(plan: fd.SkipPlan) -> float:
@@ -56,13 +36,14 @@ def contest() -> Contest:
 
 @pytest.fixture(scope="module")
 def clock(contest) -> Toll:
-    return Toll(contest.target)
+    return Toll(contest.target, attention=ATTENTION, mlp=MLP, head=HEAD)
 
 
 @pytest.fixture(scope="module")
 def costs(contest, clock) -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(self_speculation, "VERIFIED", VERIFIED)
+        patch.setattr(self_speculation, "AFTER_EXITS", AFTER_EXITS)
         return round_costs(contest, "temperature 1", clock=clock)
 
 
@@ -74,63 +55,99 @@ def test_each_number_of_attentions_is_timed_with_each_number_of_mlps():
 def test_costs_have_a_row_for_each_timed_plan_and_each_verified_length(costs):
     steps, checks = (costs.loc[costs["strategy"] == part] for part in (STEP, VERIFY))
     assert steps["plan"].tolist() == [plan.to_json() for plan in timed_plans(N_LAYERS)]
-    assert checks["length"].tolist() == [*VERIFIED]
+    assert checks["length"].tolist() == [*VERIFIED, *AFTER_EXITS, *AFTER_EXITS]
+    assert checks["reuse"].tolist() == [False] * len(VERIFIED) + [True] * 2 * len(AFTER_EXITS)
     assert len(costs) == len(steps) + len(checks)
     assert set(costs["model"]) == {"tiny"}
     assert set(costs["sampler"]) == {"temperature 1"}
+    assert set(costs["layers"]) == {N_LAYERS}
     assert set(costs["n"]) == {2}
 
 
-def test_costs_are_in_plain_rounds_and_a_verification_is_one(costs):
+def spared(plan: fd.SkipPlan) -> float:
+    """What verification need not read again after an early exit."""
+    n = plan.exit_layer(N_LAYERS)
+    return 0.0 if n is None else n * (ATTENTION + MLP)
+
+
+def test_costs_are_in_plain_rounds_and_a_verification_is_one_less_what_an_exit_spares(costs):
     for row in costs.to_dict("records"):
         plan = fd.SkipPlan.from_json(row["plan"])
-        wanted = step(plan) / WHOLE if row["strategy"] == STEP else 1.0
+        rest = WHOLE - (spared(plan) if row["reuse"] else 0)
+        wanted = (step(plan) if row["strategy"] == STEP else rest) / WHOLE
         for end in ("median", "min", "max"):
             assert row[f"cost_{end}"] == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
     "plan",
-    [
-        fd.SkipPlan(),
-        fd.SkipPlan(attn=[2]),
-        fd.SkipPlan([0, 2], [0, 1, 2]),
-        fd.SkipPlan.layers(range(3)),
-    ],
+    [fd.SkipPlan(attn=[2]), fd.SkipPlan([0, 2], [0, 1, 2]), fd.SkipPlan(mlp=[0, 1])],
     ids=str,
 )
 def test_what_any_plan_costs_follows_from_the_few_that_are_timed(costs, plan):
-    found = by_clock(costs)(plan)
+    found = by_clock(costs, longest=5)(plan)
     assert (found.target, found.draft) == (1.0, pytest.approx(step(plan) / WHOLE))
-    assert found.verify == pytest.approx(dict.fromkeys(range(1, 5), 1.0))
+    assert found.verify == pytest.approx(dict.fromkeys(range(1, 6), 1.0))
+    assert found.other == 0
 
 
-def row(strategy, cost, *, plan=None, length=4):
+@pytest.mark.parametrize("layers", range(N_LAYERS + 1))
+def test_an_early_exit_takes_a_step_more_and_spares_verification_its_layers(costs, layers):
+    """Those timed are after one layer and after three; the others lie between."""
+    plan = fd.SkipPlan.early_exit(layers, N_LAYERS)
+    found = by_clock(costs)(plan)
+    assert found.draft == found.other == pytest.approx(step(plan) / WHOLE)
+    assert found.verify == pytest.approx(dict.fromkeys(range(1, 9), 1 - spared(plan) / WHOLE))
+
+
+def row(strategy, cost, *, plan=None, length=4, reuse=False):
     plan = (plan or fd.SkipPlan()).to_json()
-    return {"strategy": strategy, "plan": plan, "length": length, "cost_median": cost}
+    where = {"strategy": strategy, "plan": plan, "length": length, "reuse": reuse, "layers": 6}
+    return {**where, "cost_median": cost}
 
 
-KNOWN = ByClock(step=0.96, attention=0.03, mlp=0.05, both=0.002, verify={1: 1.1})
+KNOWN = ByClock(
+    step=0.96, attention=0.03, mlp=0.05, both=0.002, rest={0: Line(1.0, 0.1)}, n_layers=6
+)
 STEPS = [row(STEP, KNOWN(plan).draft, plan=plan) for plan in timed_plans(6)]
 
 
+THIRD = fd.SkipPlan([1], [1])
+
+
+def checks(timed, plan=THIRD, *, reuse=False):
+    return [
+        row(VERIFY, cost, plan=plan, length=length, reuse=reuse) for length, cost in timed.items()
+    ]
+
+
 def test_least_squares_find_what_branches_save_alone_and_together():
-    found = by_clock(pd.DataFrame([row(VERIFY, 1.1, length=1), *STEPS[::-1]]))
+    found = by_clock(pd.DataFrame([*checks({1: 1.1, 2: 1.2}), *STEPS[::-1]]))
     assert (found.step, found.attention, found.mlp, found.both) == pytest.approx(
         (0.96, 0.03, 0.05, 0.002)
     )
 
 
-@pytest.mark.parametrize(
-    ("timed", "wanted"),
-    [
-        ({4: 1.6, 1: 1.1, 2: 1.2}, {1: 1.1, 2: 1.2, 3: 1.4, 4: 1.6}),
-        ({2: 1.4}, {1: 1.2, 2: 1.4}),  # a draft of none is a plain round
-    ],
-)
-def test_verification_of_lengths_between_those_timed_is_interpolated(timed, wanted):
-    checks = [row(VERIFY, cost, length=length) for length, cost in timed.items()]
-    assert by_clock(pd.DataFrame([*STEPS, *checks])).verify == pytest.approx(wanted)
+def test_verification_is_a_line_in_the_length_and_goes_on_behind_the_longest_timed():
+    plan = fd.SkipPlan(mlp=[3])
+    found = by_clock(pd.DataFrame([*STEPS, *checks({1: 1.1, 2: 1.2, 4: 1.4})]), longest=9)(plan)
+    assert found.verify == pytest.approx({n: 1 + 0.1 * n for n in range(1, 10)})
+
+
+def test_noise_about_the_line_is_averaged():
+    timed = {1: 1.2, 2: 1.1, 3: 1.4, 4: 1.3}
+    found = by_clock(pd.DataFrame([*STEPS, *checks(timed)]))(fd.SkipPlan(mlp=[3]))
+    rises = [found.verify[n + 1] - found.verify[n] for n in range(1, 8)]
+    assert rises == pytest.approx([0.06] * 7)
+
+
+def test_what_exits_spare_is_interpolated_between_those_timed():
+    half, whole = (fd.SkipPlan.early_exit(n, 6) for n in (3, 6))
+    rows = [*STEPS, *checks({2: 1.2, 6: 1.6})]
+    rows += checks({2: 0.9, 6: 1.0}, half, reuse=True) + checks({2: 0.2, 6: 0.3}, whole, reuse=True)
+    found = by_clock(pd.DataFrame(rows))
+    assert found(fd.SkipPlan.early_exit(4, 6)).verify[2] == pytest.approx(0.9 - 0.7 / 3)
+    assert found(fd.SkipPlan.early_exit(1, 6)).verify[6] == pytest.approx(1.6 - 0.2)
 
 
 PLANS = {
@@ -140,8 +157,13 @@ PLANS = {
 
 
 @pytest.fixture(scope="module")
-def decoded(contest, clock) -> pd.DataFrame:
+def raced(contest, clock):
     return finalists(contest, "greedy", PLANS, clock=clock)
+
+
+@pytest.fixture(scope="module")
+def decoded(raced) -> pd.DataFrame:
+    return raced[0]
 
 
 def test_plans_that_were_found_are_decoded_beside_plain_decoding(decoded):
@@ -174,3 +196,18 @@ def test_their_speed_up_is_that_of_the_clock_prompt_by_prompt(contest, decoded):
         speedups.append(WHOLE * contest.new_tokens / seconds)
     assert decoded["speedup_min"][1] == pytest.approx(min(speedups))
     assert decoded["speedup_max"][1] == pytest.approx(max(speedups))
+
+
+def test_rounds_alone_are_as_fast_as_the_costs_make_of_those_that_came(raced, costs):
+    """Nothing but passes takes time by this clock, so that the sum of the parts is the whole.
+
+    But for an exit's last step, which is taken to have a head, and has none.
+    """
+    table, traces = raced
+    known = by_clock(costs)
+    for name, (plan, length) in PLANS.items():
+        made = Rounds.counted(traces[name], length)
+        too_dear = HEAD / WHOLE * (made.count - made.by_drafted[:, 0]) * (known(plan).other > 0)
+        summed = made.tokens.sum() / (made.time(known(plan)) - too_dear).sum()
+        (measured,) = table.loc[table["name"] == name, "rounds_speedup"]
+        assert measured == pytest.approx(summed)

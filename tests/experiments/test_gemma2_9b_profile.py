@@ -40,7 +40,7 @@ CHAT = (
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 SIZES = {
-    **{"trials": 8, "initial": 1, "longest": 2, "pareto_trials": 8},
+    **{"trials": 11, "initial": 1, "longest": 2, "pareto_trials": 8},
     **{"n_prompts": 2, "max_new_tokens": 4, "samples": 2, "exit_tokens": 4},
     **{"plans_checked": 2, "checked_length": 2, "checked_prompts": 2, "checked_tokens": 4},
 }
@@ -200,7 +200,7 @@ def test_the_article_s_plan_fits_and_greedy_text_under_it_is_the_model_s_own(pre
 def test_a_search_goes_by_bytes_since_nobody_has_timed_the_model(found, subject):
     assert found.costs.empty
     assert [trial.origin for trial in found.trials][-2:] == ["sobol", "model"]
-    assert len({trial.plan for trial in found.trials}) == 8
+    assert len({trial.plan for trial in found.trials}) == 11
     for best in found.best:
         assert best.cost == pytest.approx(best.plan.cost(subject.decoder.config))
     timed = found.measured.set_index("name")

@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -18,13 +21,19 @@ from foredraft.benchmarks import self_speculation
 from foredraft.benchmarks.self_speculation import STEP, VERIFIED, VERIFY, timed_plans
 from foredraft.experiments import plan_search
 from foredraft.experiments.plan_search import Candidate, Found, Reloaded
+from foredraft.imports import closure
 from foredraft.models.skip import PublishedPlan
 from foredraft.prompts import chat_prompts
 from foredraft.provenance import Stamp, read_json
 from foredraft.search.engines import Ray
-from foredraft.search.objective import ByBytes, ByClock, Objective
+from foredraft.search.objective import ByBytes, ByClock, Line, Objective
+from foredraft.search.space import Space
 from foredraft.search.trial import Estimate, Trial
+from tests.benchmarks.conftest import Toll
+from tests.benchmarks.conftest import tiny as of_transformers
 from tests.decoding.conftest import tiny
+from tests.experiments.conftest import letters
+from tests.search.conftest import toy
 
 VOCAB, N_LAYERS = 11, 2
 SIZES = {"trials": 6, "initial": 2, "longest": 3, "max_new_tokens": 8}
@@ -32,6 +41,15 @@ SIZES = {"trials": 6, "initial": 2, "longest": 3, "max_new_tokens": 8}
 
 def settings(**changes) -> params.SelfSpeculation:
     return params.load("self_speculation", {"profile": "smoke", **SIZES, **changes})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sources() -> Iterator[tuple[Path, ...]]:
+    """What a search is made from, looked up once."""
+    found = closure(paths.module(plan_search.__name__))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_search, "closure", lambda *_: found)
+        yield found
 
 
 def decoder() -> fd.Decoder:
@@ -54,9 +72,10 @@ def stand_in(patch: pytest.MonkeyPatch, subject: Candidate, folder: Path) -> Non
     """Search the tiny model instead of any other, decode little, keep the trials elsewhere."""
     patch.setattr(paths, "CACHE", folder)
     patch.setattr(plan_search, "chosen", lambda *_: subject)
-    patch.setattr(plan_search, "MEASURED_TOKENS", 12)
+    patch.setattr(plan_search, "MEASURED_TOKENS", 24)
     patch.setattr(plan_search, "MEASURED_PROMPTS", 1)
     patch.setattr(self_speculation, "VERIFIED", (1, 3))
+    patch.setattr(self_speculation, "AFTER_EXITS", (1, 3))
 
 
 @pytest.fixture
@@ -169,20 +188,23 @@ def test_a_model_is_loaded_once_in_each_precision_where_the_parameters_say(loade
 
 
 FAST, SLOW = (
-    ByClock(step, 0.05, 0.1, 0.01, {n: 1 + step * n / 10 for n in range(1, 9)})
-    for step in (0.8, 1.1)
+    ByClock(step, 0.05, 0.1, 0.01, {0: Line(1.0, step / 10)}, n_layers=6) for step in (0.8, 1.1)
 )
 
 
 def recorded(model: str, sampler: str, known: ByClock) -> pd.DataFrame:
     """What timing gives if the parts of a round take what is known."""
-    where = {"model": model, "sampler": sampler}
+    where = {"model": model, "sampler": sampler, "reuse": False, "layers": 6}
+    third = fd.SkipPlan([1], [1])
     steps = [
         {"strategy": STEP, "plan": plan.to_json(), "length": 4, "cost_median": known(plan).draft}
         for plan in timed_plans(6)
     ]
     checks = [
-        {"strategy": VERIFY, "plan": "{}", "length": n, "cost_median": known.verify[n]}
+        {
+            **{"strategy": VERIFY, "plan": third.to_json(), "length": n},
+            "cost_median": known(third).verify[n],
+        }
         for n in VERIFIED
     ]
     return pd.DataFrame([{**where, **row} for row in steps + checks])
@@ -207,7 +229,7 @@ def test_costs_are_those_recorded_of_the_model_and_sampler(subject, recordings, 
     costs = plan_search.costs(subject, recordings, temperature)
     for plan in (fd.SkipPlan(), fd.SkipPlan([0]), fd.SkipPlan([1], [0, 1])):
         assert costs(plan).draft == pytest.approx(known(plan).draft)
-        assert costs(plan).verify == pytest.approx(known.verify)
+        assert costs(plan).verify == pytest.approx(known(plan).verify)
 
 
 def test_a_model_that_was_not_timed_costs_what_its_weights_do(subject, recordings):
@@ -217,18 +239,20 @@ def test_a_model_that_was_not_timed_costs_what_its_weights_do(subject, recording
     assert plan_search.costs(subject, pd.DataFrame(), 1.0) == by_bytes
 
 
-def test_the_texts_searched_on_and_those_held_out_follow_their_own_prompts(subject):
+def test_the_texts_searched_on_and_those_held_out_follow_their_own_prompts(subject, small):
+    """Those held out are as long as what is timed, and follow the prompts that are timed."""
     own, other = (
         plan_search.rehearsal(subject, settings(), temperature=0.0, held_out=is_held_out)
         for is_held_out in (False, True)
     )
-    prompts = {True: subject.held_out, False: subject.searched}
+    prompts = {True: plan_search.timed_prompts(subject), False: subject.searched}
+    assert prompts[True] == subject.held_out[:1]
     for is_held_out, texts in ((False, own), (True, other)):
         made = fd.generate(
             subject.decoder,
             prompts[is_held_out],
             sampler=fd.Sampler(temperature=0),
-            max_new_tokens=8,
+            max_new_tokens=24 if is_held_out else 8,
             eos_token_id=[],
         )
         assert texts.tokens.tolist() == made.tokens
@@ -247,7 +271,7 @@ def test_only_the_search_itself_counts_as_the_time_of_a_search(found):
     assert found.seconds == 1
 
 
-def test_the_best_trials_are_decoded_best_first_beside_what_was_foretold(found, subject):
+def test_the_best_trials_are_decoded_best_first_beside_what_was_foretold(found, subject, small):
     ranked = sorted((t.values["speedup"].mean for t in found.trials), reverse=True)
     assert [best.speedup.mean for best in found.best] == ranked[: plan_search.FINALISTS]
     rows = found.measured.set_index("name")
@@ -266,7 +290,8 @@ def test_the_best_trials_are_decoded_best_first_beside_what_was_foretold(found, 
         assert (row["predicted"], row["predicted_sem"]) == (best.speedup.mean, best.speedup.sem)
         assert row["predicted_held_out"] == again.speedup.mean != best.speedup.mean
     plain = found.measured.iloc[0]
-    assert plain[["predicted", "predicted_held_out"]].isna().all()
+    assert plain[["predicted", "predicted_held_out", "summed"]].isna().all()
+    assert plain["rounds_speedup"] == 1
 
 
 def test_the_same_seed_finds_the_same_and_another_tries_other_plans(by_bytes, undecoded):
@@ -386,6 +411,95 @@ def test_what_travels_to_a_worker_holds_no_weights_and_judges_as_the_objective(s
     here = plan_search.objective(subject, chosen, costs, temperature=1.0)
     for plan in (fd.SkipPlan(), fd.SkipPlan([0]), fd.SkipPlan.early_exit(1, N_LAYERS)):
         assert arrived(plan) == here(plan)
+
+
+def test_a_search_is_kept_elsewhere_when_a_source_or_the_weights_change(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "MODELS", tmp_path)
+    digest, folders = plan_search.digest, []
+
+    def named(changed: str = "") -> None:
+        monkeypatch.setattr(
+            plan_search, "digest", lambda path: changed if path.stem == changed else digest(path)
+        )
+        folders.append(plan_search._folder("tiny", settings(), 1.0, times=True, batch=1))
+
+    for source in ("", "rehearsal", "objective", "bayes", "self_speculation", "self_draft"):
+        named(source)
+    (tmp_path / "tiny").mkdir()
+    for weights in (b"one", b"other"):
+        (tmp_path / "tiny" / "model.safetensors").write_bytes(weights)
+        named()
+    assert len(set(folders)) == len(folders)
+
+
+def test_a_search_sets_out_from_plans_that_skip_little_and_from_early_exits():
+    deep = Candidate("deep", fd.Decoder.from_hf(of_transformers(n_layers=12)), [], [])
+    trials = plan_search.searched(deep, toy, settings(trials=9))
+    exits = [fd.SkipPlan.early_exit(n, 12) for n in (6, 4, 3)]
+    assert [trial.plan for trial in trials] == [*Space(12).few_skips(), *exits]
+    assert {trial.origin for trial in trials} == {"start"}
+
+
+def test_where_a_round_is_the_sum_of_its_parts_so_is_what_is_measured(monkeypatch):
+    """By a clock that moves on with the branches that are read, and with nothing else."""
+    decoder = fd.Decoder.from_hf(of_transformers(n_layers=3))
+    clock = Toll(decoder, attention=2.0, mlp=3.0, head=0.0)
+    subject = Candidate("tiny", decoder, [[1, 2, 3], [4, 5]], [[6, 7], [8]])
+    monkeypatch.setattr(plan_search, "MEASURED_TOKENS", 24)
+    monkeypatch.setattr(self_speculation, "VERIFIED", (1, 3))
+    monkeypatch.setattr(self_speculation, "AFTER_EXITS", (1, 3))
+    timed = self_speculation.round_costs(
+        plan_search.contest(subject, 1.0), "temperature 1", clock=clock
+    )
+    known = plan_search.costs(subject, timed, 1.0)
+    judge = plan_search.objective(subject, settings(), known, temperature=1.0, held_out=True)
+    plans = [
+        (fd.SkipPlan([0], [1]), 2),
+        (fd.SkipPlan.early_exit(1, 3), 3),
+        (fd.SkipPlan(mlp=[0]), 1),
+    ]
+    found = [judge.predict(*each) for each in plans]
+    rows = plan_search.measured(subject, found, judge, temperature=1.0, clock=clock).iloc[1:]
+    assert rows["summed"].tolist() == pytest.approx(rows["rounds_speedup"].tolist())
+    assert rows["summed"].is_unique
+    assert rows["predicted_held_out"].tolist() == rows["predicted"].tolist(), "the same texts"
+    assert rows["summed"].tolist() != rows["predicted"].tolist()
+
+
+CHAT = "{% for message in messages %}<user>{{ message['content'] }}<end>{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory) -> Path:
+    """A tiny model and its tokenizer, where any process can load them from."""
+    folder, marks = tmp_path_factory.mktemp("models") / "stored", ("<user>", "<end>")
+    model = of_transformers(n_layers=N_LAYERS, vocab=len(marks) + 256, positions=4096)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    letters(marks, CHAT, *marks).save_pretrained(folder)
+    return folder
+
+
+WORKER = """
+import pickle, sys
+from foredraft.search.trial import Trial
+
+judge, plan = pickle.load(sys.stdin.buffer)
+print(Trial(0, plan, judge(plan), "start").to_json())
+"""
+
+
+def test_another_process_loads_the_model_for_itself_and_judges_a_plan_alike(stored):
+    """As a worker does, to which nothing else comes than settings and plans."""
+    few, plan = settings(n_prompts=2, prompts="chat"), fd.SkipPlan([0], [1])
+    config = plan_search.chosen(str(stored), few).decoder.config
+    judge = Reloaded(str(stored), few, ByBytes(config), temperature=0.0)
+    told = subprocess.run(
+        [sys.executable, "-c", WORKER],
+        input=pickle.dumps((judge, plan)),
+        check=True,
+        capture_output=True,
+    ).stdout
+    assert Trial.from_json(told.decode()).values == judge(plan)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from foredraft.experiments.plan_search import Candidate, Found
 from foredraft.imports import closure
 from foredraft.provenance import stamp
 from foredraft.search.objective import ByBytes, rounds
+from foredraft.search.space import Space
 from foredraft.search.trial import Trial
 from tests.benchmarks.conftest import tiny as of_transformers
 from tests.decoding.conftest import tiny
@@ -93,6 +94,17 @@ def test_a_race_has_a_row_for_each_trial_of_each_method_and_seed(started):
         assert rows["value"].tolist() == worth
 
 
+def test_plans_at_random_set_out_from_the_plans_that_ax_sets_out_from(started):
+    table = started(Judge())
+    free = {"small": [("mlp", layer) for layer in range(3)], "all": None}
+    for (space, _), rows in table.query("method in ['random', 'Ax']").groupby(["space", "seed"]):
+        starts = [plan.to_json() for plan in Space(N_LAYERS, free[space]).few_skips()]
+        for _, tried in rows.groupby("method"):
+            assert tried["plan"].tolist()[: len(starts)] == starts[: len(tried)]
+    drawn = table.query("method == 'random' and space == 'all' and index == @TRIALS - 1")
+    assert drawn["plan"].nunique() == SEEDS
+
+
 def test_in_the_small_space_every_plan_is_tried(started):
     (row,) = started(Judge()).query("method == 'exhaustive'").to_dict("records")
     plans = [fd.SkipPlan(mlp=[i for i in range(3) if n >> i & 1]) for n in range(8)]
@@ -112,7 +124,7 @@ def test_a_race_that_was_run_judges_no_plan_again(started):
     assert len(others) == len(set(others)), "one method knows what another has tried"
 
 
-@pytest.mark.parametrize("most", [3, 12, 25])
+@pytest.mark.parametrize("most", [3, 9, 15])
 def test_a_race_that_was_interrupted_goes_on(started, tmp_path, monkeypatch, most):
     whole, first, second = Judge(), Judge(most), Judge()
     table = started(whole)
@@ -267,8 +279,81 @@ def test_where_no_text_differs_from_another_there_is_no_effort_to_compare(subjec
     assert np.isnan(told["effort"])
 
 
-def test_every_model_is_searched_at_both_temperatures_and_one_plan_of_each_is_kept(
+def test_the_bound_is_the_best_that_a_search_by_bytes_finds_and_is_kept(
     subject, monkeypatch, tmp_path
+):
+    asked = []
+
+    def search(found, judge, chosen, *, folder):
+        asked.append((judge.costs, judge.rehearsal.sampler.temperature, folder.parent))
+        return plan_search.bayes.search(
+            plan_search.Space.of(found.decoder.config), judge, trials=7, seed=0, folder=folder
+        )
+
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    monkeypatch.setattr(search_race, "chosen", lambda *_: subject)
+    monkeypatch.setattr(search_race, "searched", search)
+    table = search_race.ceiling("tiny", settings(), temperature=0.0)
+    ((costs, temperature, folder),) = asked
+    assert (costs, temperature) == (ByBytes(subject.decoder.config, settings().longest), 0.0)
+    assert folder == search_race.race_folder(settings(temperature=0.0))
+    (row,) = table.to_dict("records")
+    assert (row["strategy"], row["sampler"], row["n"]) == (search_race.CEILING, "greedy", 1)
+    plan = fd.SkipPlan.from_json(row["plan"])
+    predicted = judge_of(subject, 0.0).predict(plan)
+    assert (row["value"], row["length"]) == (predicted.speedup.mean, predicted.length)
+    assert row["cost_bytes"] == pytest.approx(plan.cost(subject.decoder.config))
+
+
+@pytest.fixture
+def bounded(monkeypatch) -> None:
+    """Know the bounds without a search."""
+    bound = pd.DataFrame([{"strategy": search_race.CEILING, "value": 1.3, "n": 1}])
+    monkeypatch.setattr(search_race, "ceiling", lambda *_, **__: bound)
+
+
+@pytest.mark.parametrize("step", ["find", "effort"])
+def test_a_benchmark_that_is_interrupted_at_its_last_search_leaves_all_plans_as_they_are(
+    subject, monkeypatch, bounded, tmp_path, step
+):
+    """Where it is not, those of temperature 1 are written."""
+    monkeypatch.setattr(paths, "PLANS", tmp_path / "plans")
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    best = {"name": "found 1", "acceptance": 0.5, "n": 1, "predicted_held_out": 1.2}
+    best |= {f"speedup_{end}": 1.1 for end in ("median", "min", "max", "iqr")}
+    breaks = True
+
+    def at(name, temperature, here):
+        if breaks and (name, temperature, here) == ("two", 1.0, step):
+            raise InterruptedError
+
+    def find(name, chosen, *, temperature, **_):
+        at(name, temperature, "find")
+        timed = pd.DataFrame([best])
+        named = replace(subject, name=name)
+        where = tmp_path / "cache" / name / str(temperature)
+        where.mkdir(parents=True, exist_ok=True)
+        return replace(found(subject, temperature), subject=named, measured=timed, folder=where)
+
+    def effort(each, *_, **__):
+        at(each.subject.name, each.temperature, "effort")
+        return {"effort": 30.0}
+
+    monkeypatch.setattr(search_race, "find", find)
+    monkeypatch.setattr(search_race, "effort", effort)
+    monkeypatch.setattr(search_race, "race", lambda *_, **__: pd.DataFrame([{"n": 1}]))
+    with pytest.raises(InterruptedError):
+        search_race.search_benchmark(settings(models=["one", "two"]))
+    assert not (tmp_path / "plans").exists()
+    assert (tmp_path / "cache" / "one" / "1.0").is_dir(), "and goes on with what it has found"
+    breaks = False
+    search_race.search_benchmark(settings(models=["one", "two"]))
+    assert {path.name for path in (tmp_path / "plans").iterdir()} == {"one.json", "two.json"}
+    assert not [*(tmp_path / "cache").glob("*/*")]
+
+
+def test_every_model_is_searched_at_both_temperatures_and_one_plan_of_each_is_kept(
+    subject, monkeypatch, tmp_path, bounded
 ):
     kept, forgotten, searched = [], [], []
 
@@ -301,7 +386,7 @@ def test_every_model_is_searched_at_both_temperatures_and_one_plan_of_each_is_ke
     ]
     assert rows[["seconds", "trials", "effort"]].to_numpy().tolist() == [[2.0, 3, 30.0]] * 4
     counts = table["strategy"].value_counts().to_dict()
-    assert counts == {"race": 1, "search": 4, "draft step": 4, "self-drafting": 4}
+    assert counts == {"race": 1, "ceiling": 4, "search": 4, "draft step": 4, "self-drafting": 4}
     monkeypatch.setattr(paths, "RECORDED", tmp_path)
     recording.record("self_speculation", "cpu", table, stamp("self_speculation", {}, []))
     assert len(recording.recordings("self_speculation")["cpu"].table) == len(table)

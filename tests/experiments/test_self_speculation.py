@@ -1,6 +1,7 @@
 """Article 04's measures mean what their names say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,10 @@ from foredraft import params, results
 from foredraft.decoding import theory
 from foredraft.decoding.exit import FixedLength
 from foredraft.decoding.theory import Costs
+from foredraft.experiments import layer_skipping
 from foredraft.experiments import self_speculation as experiment
 from foredraft.experiments.plan_search import Candidate
+from foredraft.models.config import DecoderConfig
 from foredraft.search.rehearsal import Chances
 from tests.decoding.conftest import tiny
 
@@ -348,12 +351,17 @@ def recorded() -> pd.DataFrame:
     told = {"model": "m", "sampler": "temperature 1", "n": 12}
     found = {"strategy": "self-drafting", "length": 2, "speedup_iqr": 0.1, "plan": TWO.to_json()}
     ends = {"speedup_min": 1.0, "speedup_max": 1.4}
-    speeds = [{"speedup_median": 1.2, "predicted": 1.25}, {"speedup_median": 1.1, "predicted": 1.0}]
+    speeds = [
+        {"speedup_median": 1.2, "rounds_speedup": 1.3, "predicted_held_out": 1.25, "summed": 1.28},
+        {"speedup_median": 1.1, "rounds_speedup": 1.1, "predicted_held_out": 1.0, "summed": 1.05},
+    ]
+    speeds = [{**speed, "predicted": 1.4} for speed in speeds]
     rows = [
         {**told, **found, **ends, **speed, "name": f"found {i}"}
         for i, speed in enumerate(speeds, start=1)
     ]
     rows.append({**told, "strategy": "autoregressive", "speedup_median": 1.0})
+    rows.append({**told, "strategy": "ceiling", "value": 1.5})
     rows.append({**told, "strategy": "search", "trials": 60, "seconds": 40.0, "effort": 30.0})
     return pd.DataFrame(rows)
 
@@ -361,7 +369,38 @@ def recorded() -> pd.DataFrame:
 def test_what_was_timed_lies_off_what_was_foretold_by_the_residual():
     table = experiment.timed(recorded())
     assert table["name"].tolist() == ["found 1", "found 2"]
-    assert table["residual"].tolist() == pytest.approx([1.2 / 1.25 - 1, 0.1])
+    assert table["residual"].tolist() == pytest.approx([1.3 / 1.25 - 1, 0.1])
+    assert table["ceiling"].tolist() == [1.5, 1.5]
+
+
+def test_from_what_was_foretold_to_the_clock_every_step_has_a_name():
+    table = experiment.timed(recorded())
+    steps = experiment.departures(table)[[*experiment.STEPS]]
+    assert (1 + steps).prod(axis=1).tolist() == pytest.approx([1.2 / 1.4, 1.1 / 1.4])
+    assert steps["luck of the draws"].tolist() == pytest.approx([1.28 / 1.25 - 1, 0.05])
+
+
+def test_by_bytes_a_plan_of_gemma_gains_what_theory_says_at_its_best_length():
+    table = experiment.by_bytes((0.4, 0.9)).set_index(["plan", "acceptance"])
+    for (_, alpha), row in table.iterrows():
+        gains = [theory.speedup(alpha, n, cost=row["cost"]) for n in range(17)]
+        assert row["gain"] == pytest.approx(max(gains))
+        assert row["length"] == gains.index(max(gains))
+    assert table.loc[("the article's", 0.4), "gain"] == 1, "it cannot gain, so it does not draft"
+    assert table.loc[("the article's", 0.9), "cost"] == pytest.approx(0.609, abs=5e-4)
+
+
+def test_a_token_of_gemma_takes_its_weights_over_the_bandwidth_at_least():
+    """9.24 billion weights, the embedding counted once, in two bytes each."""
+    table = experiment.floors().set_index("device")
+    assert table.loc["A100 80 GB", "weights_GB"] == pytest.approx(18.48, rel=0.005)
+    assert table.loc["A100 80 GB", "ms_per_token"] == pytest.approx(18.48 / 2.039, rel=0.005)
+
+
+def test_the_articles_plan_fits_a_gemma2_of_its_layers_alone():
+    config = DecoderConfig.from_hf(layer_skipping.published("gemma-2-9b"))
+    assert experiment.fits_article(config)
+    assert not experiment.fits_article(replace(config, n_layers=26, windows=config.windows[:26]))
 
 
 def test_every_claim_has_its_value_and_its_n():

@@ -54,6 +54,15 @@ def test_random_search_measures_different_plans_that_its_generator_draws(space, 
     assert len(random_search(space, objective, trials=500, generator=drawing())) == space.size
 
 
+def test_random_search_tries_its_starts_first_and_draws_none_of_them_again(space, objective):
+    starts = space.few_skips()
+    trials = random_search(space, objective, trials=40, starts=starts, generator=drawing())
+    assert tuple(trial.plan for trial in trials[: len(starts)]) == starts
+    assert len({trial.plan for trial in trials}) == len(trials) == 40
+    few = random_search(space, objective, trials=2, starts=starts, generator=drawing())
+    assert tuple(trial.plan for trial in few) == starts[:2]
+
+
 def test_uniform_plans_are_whole_layers_spread_out_or_at_the_end(objective):
     plans = [trial.plan for trial in uniform(Space(4), objective)]
     wanted = [

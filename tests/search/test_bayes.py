@@ -271,6 +271,46 @@ def test_another_search_in_the_same_folder_is_refused_and_the_difference_named(
         search(space, never, **options)
 
 
+def test_two_processes_cannot_search_in_one_folder_at_a_time(tmp_path, space, objective):
+    options = {"trials": 3, "seed": 0, "folder": tmp_path}
+
+    def breaks(plan):
+        raise InterruptedError
+
+    def meets(plan):
+        with pytest.raises(ValueError, match=r"another process is searching in .*another folder"):
+            search(space, never, **options)
+        return objective(plan)
+
+    with pytest.raises(InterruptedError):
+        search(space, breaks, **options)
+    assert len(search(space, meets, **options)) == 3
+
+
+def test_what_an_engine_has_measured_of_a_batch_is_known_though_it_breaks_down(
+    tmp_path, space, objective
+):
+    class Failing:
+        def __init__(self, most):
+            self.most, self.asked = most, []
+
+        def measure(self, judge, plans):
+            for plan in plans:
+                if len(self.asked) == self.most:
+                    raise InterruptedError
+                self.asked.append(plan)
+                yield judge(plan)
+
+    options = {"trials": 12, "seed": 0, "initial": 3, "batch": 4, "folder": tmp_path}
+    whole = search(space, objective, **{**options, "folder": None})
+    for most in (2, 7, 1):
+        with pytest.raises(InterruptedError):
+            search(space, objective, engine=Failing(most), **options)
+    last = Failing(10**6)
+    assert search(space, objective, engine=last, **options) == whole
+    assert len(last.asked) == 12 - 2 - 7 - 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

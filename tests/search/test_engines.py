@@ -43,7 +43,7 @@ def speedups(measured):
 
 def test_a_worker_that_is_killed_loses_nothing(cluster, tmp_path):
     objective = deadly(tmp_path)
-    measured = cluster.measure(objective, PLANS)
+    measured = [*cluster.measure(objective, PLANS)]
     killed = int((tmp_path / "killed").read_text())
     assert speedups(measured) == speedups(Local().measure(objective, PLANS))
     pids = {int(values["pid"].mean) for values in measured}
@@ -66,7 +66,7 @@ def test_an_error_of_the_objective_is_raised_here(cluster):
         raise ValueError(f"cannot measure {plan}")
 
     with pytest.raises(ValueError, match="cannot measure"):
-        cluster.measure(objective, PLANS[:1])
+        [*cluster.measure(objective, PLANS[:1])]
 
 
 def test_a_cluster_is_started_without_reports_of_usage_and_leaves_the_environment(cluster):
@@ -76,7 +76,8 @@ def test_a_cluster_is_started_without_reports_of_usage_and_leaves_the_environmen
         value = float(os.environ.get("RAY_USAGE_STATS_ENABLED", "1"))
         return {"reports": Estimate(value, 0.0)}
 
-    assert cluster.measure(objective, PLANS[:1])[0]["reports"].mean == 0
+    (told,) = cluster.measure(objective, PLANS[:1])
+    assert told["reports"].mean == 0
     assert "RAY_USAGE_STATS_ENABLED" not in os.environ
     assert ray.is_initialized()
 

@@ -8,7 +8,16 @@ import torch
 
 import foredraft as fd
 from foredraft.decoding.theory import Costs
-from foredraft.search.objective import ByBytes, ByClock, Objective, moments, ratio, rounds
+from foredraft.search.objective import (
+    ByBytes,
+    ByClock,
+    Line,
+    Objective,
+    Rounds,
+    moments,
+    ratio,
+    rounds,
+)
 from foredraft.search.rehearsal import Chances, along, rehearse
 from tests.decoding.conftest import tiny
 
@@ -49,6 +58,30 @@ def test_later_starts_are_weighed_by_what_happened_before():
     found = rounds(chances([0.0, 1.0, 0.0, 1.0, 0.0]), 1)
     assert found.count.tolist() == [3]
     assert float(found.tokens[0] / found.count[0]) == pytest.approx(5 / 3)
+
+
+def test_decoded_rounds_are_counted_text_by_text_after_the_prefill():
+    decoder = tiny("llama", 11, 2, torch.float32)
+    traces = [
+        fd.generate(
+            decoder,
+            [prompt],
+            sampler=fd.Sampler(),
+            max_new_tokens=9,
+            drafter=fd.SelfDrafter(EXIT),
+            exit_policy=fd.FixedLength(2),
+            generator=torch.Generator().manual_seed(len(prompt)),
+            eos_token_id=[],
+        ).trace
+        for prompt in PROMPTS
+    ]
+    found = Rounds.counted(traces, 2)
+    assert (found.length, found.places) == (2, 8)
+    assert found.tokens.tolist() == [8] * len(PROMPTS)
+    for trace, count, drafted in zip(traces, found.by_drafted, found.drafted, strict=True):
+        table = trace.table().query("round > 0")
+        assert count.tolist() == [(table["drafted"] == n).sum() for n in range(3)]
+        assert drafted == table["drafted"].sum()
 
 
 def test_moments_are_those_of_the_rounds_that_can_happen():
@@ -178,8 +211,11 @@ def test_drafts_longer_than_the_texts_are_refused(rehearsal):
 
 
 def test_costs_by_the_clock_lose_what_each_skipped_branch_costs():
-    costs = ByClock(step=0.95, attention=0.02, mlp=0.05, both=0.001, verify={1: 1.1})
+    rest = {0: Line(1.0, 0.1), 60: Line(0.0, 0.0)}
+    costs = ByClock(step=0.95, attention=0.02, mlp=0.05, both=0.001, rest=rest, n_layers=60)
     assert costs(fd.SkipPlan()).draft == 0.95
+    assert costs(fd.SkipPlan(attn=[0])).verify[2] == pytest.approx(1.2)
+    assert costs(fd.SkipPlan()).verify[2] == 1e-3, "a round takes some time in any case"
     assert costs(fd.SkipPlan(attn=[0, 1], mlp=[1])).draft == pytest.approx(0.95 - 0.09 + 0.002)
     assert costs(fd.SkipPlan(mlp=range(50))).draft == 0
 

@@ -150,11 +150,26 @@ def race(
 
     `costs` is c of each plan by the clock, as far as it is known.
     """
-    runs = {arm.label: _runner(contest, arm) for arm in arms}
+    return told(contest, laps_of(contest, arms, clock=clock), costs)
+
+
+def laps_of(
+    contest: Contest, arms: Sequence[Arm], *, clock: Callable[[], float] = now
+) -> dict[Arm, list[Lap[Made]]]:
+    """Run the arms on all prompts in alternation, the rounds of ours timed in place."""
+    read = synchronised(clock, contest.target.device)
+    runs = {arm.label: _runner(contest, arm, read) for arm in arms}
     cases = list(range(len(contest.prompts)))
     laps = alternate(runs, cases, device=contest.target.device, clock=clock)
-    base = laps[arms[0].label]
-    return [_row(contest, arm, laps[arm.label], base, costs) for arm in arms]
+    return {arm: laps[arm.label] for arm in arms}
+
+
+def told(
+    contest: Contest, laps: Mapping[Arm, Sequence[Lap[Made]]], costs: Mapping[str, float]
+) -> list[dict[str, object]]:
+    """Give a row an arm, its speed-ups over the first of them."""
+    base = next(iter(laps.values()))
+    return [_row(contest, arm, each, base, costs) for arm, each in laps.items()]
 
 
 def measured_costs(contest: Contest, *, clock: Callable[[], float] = now) -> dict[str, float]:
@@ -171,15 +186,8 @@ def paces_of(
     contest: Contest, arms: Sequence[Arm], *, clock: Callable[[], float] = now
 ) -> dict[Arm, list[Pace]]:
     """Run the arms on all prompts in alternation, and time their rounds in place."""
-    read = synchronised(clock, contest.target.device)
-    runs = {arm.label: partial(_paced, contest, arm, read) for arm in arms}
-    cases = list(range(len(contest.prompts)))
-    laps = alternate(runs, cases, device=contest.target.device, clock=clock)
-    return {arm: [lap.result for lap in laps[arm.label]] for arm in arms}
-
-
-def _paced(contest: Contest, arm: Arm, read: Callable[[], float], case: int) -> Pace:
-    return paced(partial(_decoded, contest, arm, case), _drafter(arm), read)[1]
+    laps = laps_of(contest, arms, clock=clock)
+    return {arm: [lap.result.pace for lap in laps[arm] if lap.result.pace] for arm in arms}
 
 
 def branch_times(contest: Contest, *, clock: Callable[[], float] = now) -> pandas.DataFrame:
@@ -230,14 +238,15 @@ def _arms(contest: Contest, sampler: str) -> list[Arm]:
     return arms
 
 
-def _runner(contest: Contest, arm: Arm) -> Callable[[int], Made]:
-    run = _theirs if arm.library == "transformers" else _ours
-    return lambda case: run(contest, arm, case)
+def _runner(contest: Contest, arm: Arm, read: Callable[[], float]) -> Callable[[int], Made]:
+    if arm.library == "transformers":
+        return partial(_theirs, contest, arm)
+    return partial(_ours, contest, arm, read)
 
 
-def _ours(contest: Contest, arm: Arm, case: int) -> Made:
-    made = _decoded(contest, arm, case, _drafter(arm))
-    return Made(sum(map(len, made.tokens)), made)
+def _ours(contest: Contest, arm: Arm, read: Callable[[], float], case: int) -> Made:
+    made, pace = paced(partial(_decoded, contest, arm, case), _drafter(arm), read)
+    return Made(sum(map(len, made.tokens)), made, pace)
 
 
 def _drafter(arm: Arm) -> Drafter | None:

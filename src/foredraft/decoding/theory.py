@@ -125,21 +125,26 @@ class Costs:
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value}; a time is finite and not negative")
 
+    def round(self, drafted: int) -> Number:
+        """Give the time of a round that drafts so many tokens; ValueError if it was not timed."""
+        if drafted == 0:
+            return self.target
+        if drafted not in self.verify:
+            raise ValueError(
+                f"no verification of {drafted} drafts was timed, only of {sorted(self.verify)}: "
+                "measure it, or ask for one of these lengths"
+            )
+        return drafted * self.draft + self.verify[drafted] + self.other
+
 
 def predicted_speedup(acceptances: Sequence[Number], length: int, costs: Costs) -> float:
     """Give the speed-up that measured costs and acceptances by position predict.
 
     E(γ) · t_target ÷ (γ · t_draft + t_verify(γ) + t_other); not to draft (γ = 0) is 1.
     """
-    tokens = expected_tokens(acceptances, length)
     if length == 0:
         return 1.0
-    if length not in costs.verify:
-        raise ValueError(
-            f"no verification of {length} drafts was timed, only of {sorted(costs.verify)}: "
-            "measure it, or ask for one of these lengths"
-        )
-    return tokens * costs.target / (length * costs.draft + costs.verify[length] + costs.other)
+    return expected_tokens(acceptances, length) * costs.target / costs.round(length)
 
 
 def best_measured_length(acceptances: Sequence[Number], costs: Costs) -> int:

@@ -23,6 +23,7 @@ from foredraft.benchmarks.self_drafting import Contest
 from foredraft.benchmarks.self_speculation import STEP, VERIFY, by_clock, finalists, round_costs
 from foredraft.experiments.speculative_decoding import DTYPES, chat_ids
 from foredraft.files import digest, write_text
+from foredraft.imports import closure
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load
 from foredraft.models.skip import SkipPlan
@@ -32,7 +33,7 @@ from foredraft.provenance import stamp, write_json
 from foredraft.sampling import Sampler
 from foredraft.search import bayes
 from foredraft.search.engines import Ray
-from foredraft.search.objective import ByBytes, CostModel, Objective, Prediction
+from foredraft.search.objective import ByBytes, CostModel, Objective, Prediction, Rounds, ratio
 from foredraft.search.rehearsal import Rehearsal, rehearse
 from foredraft.search.space import Space
 from foredraft.search.trial import Aim, Estimate, Trial
@@ -117,17 +118,22 @@ def sampler_name(temperature: float) -> str:
 def rehearsal(
     subject: Candidate, params: SelfSpeculation, *, temperature: float, held_out: bool = False
 ) -> Rehearsal:
-    """Let the model write what plans are judged by: on the prompts searched on, or held out."""
+    """Let the model write what plans are judged by: on the prompts searched on, or held out.
+
+    Held-out texts are those that plans are timed on: the same prompts, and as many tokens.
+    """
     return rehearse(
         subject.decoder,
-        subject.held_out if held_out else subject.searched,
+        timed_prompts(subject) if held_out else subject.searched,
         sampler=Sampler(temperature=temperature),
-        new_tokens=params.max_new_tokens,
+        new_tokens=MEASURED_TOKENS if held_out else params.max_new_tokens,
         generator=torch.Generator(subject.decoder.device).manual_seed(params.seed + held_out),
     )
 
 
-def costs(subject: Candidate, recorded: pd.DataFrame, temperature: float) -> CostModel:
+def costs(
+    subject: Candidate, recorded: pd.DataFrame, temperature: float, longest: int = 8
+) -> CostModel:
     """Give the costs that were recorded for the model, or those by bytes if there are none."""
     if len(recorded):
         rows = recorded.loc[recorded["strategy"].isin([STEP, VERIFY])]
@@ -135,8 +141,8 @@ def costs(subject: Candidate, recorded: pd.DataFrame, temperature: float) -> Cos
         names = (sampler_name(temperature), sampler_name(min(temperature, 1.0)), "temperature 1")
         for name in names if temperature else names[:1]:
             if len(found := own.loc[own["sampler"] == name]):
-                return by_clock(found)
-    return ByBytes(subject.decoder.config)
+                return by_clock(found, longest=longest)
+    return ByBytes(subject.decoder.config, longest)
 
 
 def objective(
@@ -216,7 +222,8 @@ def find(  # noqa: PLR0913 - what the command line offers
     if times:
         report(f"{told}: what the parts of a round cost")
         timed = _timed_once(folder / "costs.json", subject, temperature, clock)
-    judge = objective(subject, params, costs(subject, timed, temperature), temperature=temperature)
+    known = costs(subject, timed, temperature, params.longest)
+    judge = objective(subject, params, known, temperature=temperature)
     asked = judge if engine is None else Reloaded(name, params, judge.costs, temperature)
     report(f"{told}: {params.trials} trials")
     goes_on, start = (folder / "trials.jsonl").exists(), clock()
@@ -232,9 +239,10 @@ def find(  # noqa: PLR0913 - what the command line offers
 def _folder(
     name: str, params: SelfSpeculation, temperature: float, times: bool, batch: int
 ) -> Path:
-    """Name a folder for a search with these settings, and with these weights."""
+    """Name a folder for a search with these settings, these weights and these rules."""
     told = [params.model_dump_json(), str(temperature), str(times), str(batch), name]
-    told += map(digest, paths.weights(name))
+    rules = closure(*(each for each in [paths.module(__name__)] if each is not None))
+    told += map(digest, [*paths.weights(name), *rules])
     return paths.searches(hashlib.sha256("\n".join(told).encode()).hexdigest()[:16])
 
 
@@ -244,8 +252,8 @@ def _timed_once(
     """Time the parts of a round, or read what an interrupted search has timed."""
     if not path.exists():
         whole = contest(subject, temperature)
-        every_second = replace(whole, prompts=whole.prompts[::2])
-        rows = round_costs(every_second, sampler_name(temperature), clock=clock)
+        less = replace(whole, prompts=whole.prompts[::2], new_tokens=whole.new_tokens // 2)
+        rows = round_costs(less, sampler_name(temperature), clock=clock)
         write_text(path, json.dumps(rows.to_dict("records")))
     return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
 
@@ -297,11 +305,17 @@ def searched(
     engine: Ray | None = None,
     folder: Path | None = None,
 ) -> list[Trial]:
-    """Search all branches of the model by Bayesian optimisation, on all workers there are."""
+    """Search all branches of the model by Bayesian optimisation, on all workers there are.
+
+    It sets out from plans that skip little, and from early exits.
+    """
+    space, n_layers = Space.of(subject.decoder.config), subject.decoder.config.n_layers
+    exits = [SkipPlan.early_exit(n_layers // share, n_layers) for share in (2, 3, 4)]
     return bayes.search(
-        Space.of(subject.decoder.config),
+        space,
         judge,
         trials=params.trials,
+        starts=[*space.few_skips(), *exits],
         seed=params.seed,
         goal=params.objective,
         initial=params.initial,
@@ -320,14 +334,18 @@ def foretold(
     return [judge.predict(trial.plan) for trial in ranked[:FINALISTS]]
 
 
+def timed_prompts(subject: Candidate) -> list[list[int]]:
+    """Take the held-out prompts that plans are timed on."""
+    return subject.held_out[:: max(1, len(subject.held_out) // MEASURED_PROMPTS)][:MEASURED_PROMPTS]
+
+
 def contest(subject: Candidate, temperature: float) -> Contest:
     """Set up what plans are timed on: held-out prompts, at this temperature."""
-    prompts = subject.held_out[:: max(1, len(subject.held_out) // MEASURED_PROMPTS)]
     return Contest(
         subject.name,
         subject.decoder,
         None,
-        prompts[:MEASURED_PROMPTS],
+        timed_prompts(subject),
         {},
         new_tokens=MEASURED_TOKENS,
         samplers={sampler_name(temperature): Sampler(temperature=temperature)},
@@ -345,14 +363,22 @@ def measured(
     """Decode under the plans that were found, beside plain decoding, on held-out prompts.
 
     `predicted` is what the search went by, `predicted_held_out` the same by the texts of `judge`,
-    which come from held-out prompts.
+    which come from the very prompts that are decoded, and `summed` what the costs make of the
+    rounds that came out: what then differs from `rounds_speedup` is the costs alone.
     """
     name = sampler_name(temperature)
     plans = {f"found {i}": (each.plan, each.length) for i, each in enumerate(found, start=1)}
-    rows = finalists(contest(subject, temperature), name, plans, clock=clock)
+    rows, traces = finalists(contest(subject, temperature), name, plans, clock=clock)
     again = [judge.predict(each.plan, each.length) for each in found]
-    for column, predictions in (("predicted", found), ("predicted_held_out", again)):
-        told = {name: each.speedup for name, each in zip(plans, predictions, strict=True)}
-        rows[column] = [told[n].mean if n in told else float("nan") for n in rows["name"]]
-        rows[f"{column}_sem"] = [told[n].sem if n in told else float("nan") for n in rows["name"]]
-    return rows
+    known: dict[str, dict[str, float]] = {}
+    for label, before, now_known in zip(plans, found, again, strict=True):
+        made = Rounds.counted(traces[label], before.length)
+        costs_of = judge.costs(before.plan)
+        known[label] = {
+            **{"predicted": before.speedup.mean, "predicted_sem": before.speedup.sem},
+            "predicted_held_out": now_known.speedup.mean,
+            "predicted_held_out_sem": now_known.speedup.sem,
+            "summed": ratio(made.tokens * costs_of.target, made.time(costs_of)).mean,
+        }
+    columns = pd.DataFrame.from_dict(known, orient="index")
+    return rows.join(columns, on="name")

@@ -6,11 +6,9 @@ where it was interrupted. The searches go by costs that are timed first.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -19,6 +17,7 @@ from foredraft.bench import Spread, alternate, now
 from foredraft.decoding.exit import FixedLength
 from foredraft.decoding.loop import generate
 from foredraft.decoding.self_draft import SelfDrafter
+from foredraft.decoding.trace import Trace
 from foredraft.experiments.plan_search import (
     Found,
     chosen,
@@ -28,6 +27,7 @@ from foredraft.experiments.plan_search import (
     keep,
     objective,
     sampler_name,
+    searched,
 )
 from foredraft.files import digest
 from foredraft.imports import closure
@@ -35,13 +35,14 @@ from foredraft.models.skip import SkipPlan
 from foredraft.params import SelfSpeculation
 from foredraft.sampling import Sampler
 from foredraft.search import baselines, bayes
-from foredraft.search.objective import ByBytes, rounds, variance
+from foredraft.search.objective import ByBytes, Rounds, rounds, variance
 from foredraft.search.space import Space
 from foredraft.search.trial import Aim, Estimate, Log, Trial, best, table
 from foredraft.search.trial import Objective as Judge
 
-RACE, SEARCH = "race", "search"
-"""What recorded rows of the race of the methods, and of a search, have in `strategy`."""
+RACE, SEARCH, CEILING = "race", "search", "ceiling"
+"""What recorded rows of the race of the methods, of a search, and of its bound have in `strategy`.
+"""
 
 DECISIVE = {
     *("seed", "model", "prompts", "temperature", "objective", "initial", "longest"),
@@ -58,21 +59,47 @@ def search_benchmark(
 ) -> pd.DataFrame:
     """Let the methods race, then search every model, greedy and at temperature 1, and time it all.
 
-    What was found at temperature 1 is kept in data/plans.
+    What was found at temperature 1 is kept in data/plans, once all of it is measured.
     """
-    parts = [race(params, report=report)]
-    for name in params.models:
-        for temperature in (0.0, 1.0):
-            found = find(name, params, temperature=temperature, report=report, clock=clock)
-            told = {"model": name, "sampler": sampler_name(temperature), "strategy": SEARCH}
-            told |= {"seconds": found.seconds, "trials": len(found.trials), "n": 1}
-            told |= effort(found, params, clock=clock)
-            parts += [found.costs, found.measured, pd.DataFrame([told])]
-            if temperature:
-                keep(found, params)
-            else:
-                forget(found)
+    settings = list(product(params.models, (0.0, 1.0)))
+    parts, ends = [race(params, report=report)], []
+    parts += [ceiling(name, params, temperature=t, report=report) for name, t in settings]
+    for name, temperature in settings:
+        found = find(name, params, temperature=temperature, report=report, clock=clock)
+        told = {"model": name, "sampler": sampler_name(temperature), "strategy": SEARCH}
+        told |= {"seconds": found.seconds, "trials": len(found.trials), "n": 1}
+        told |= effort(found, params, clock=clock)
+        parts += [found.costs, found.measured, pd.DataFrame([told])]
+        ends.append(found)
+    for found in ends:
+        if found.temperature:
+            keep(found, params)
+        else:
+            forget(found)
     return pd.concat(parts, ignore_index=True)
+
+
+def ceiling(
+    name: str,
+    params: SelfSpeculation,
+    *,
+    temperature: float,
+    report: Callable[[str], None] = lambda told: None,
+) -> pd.DataFrame:
+    """Search a model by costs in bytes: what could be had if nothing but weights took time.
+
+    Verification is then free but for a plain step, whatever its length. One row; reads no clock.
+    """
+    report(f"{name}, {sampler_name(temperature)}: by bytes")
+    told = params.model_copy(update={"model": name, "temperature": temperature})
+    subject = chosen(name, told)
+    by_bytes = ByBytes(subject.decoder.config, params.longest)
+    judge = objective(subject, told, by_bytes, temperature=temperature)
+    top = best(searched(subject, judge, told, folder=race_folder(told) / "ceiling"), "speedup")
+    row = {"model": name, "sampler": sampler_name(temperature), "strategy": CEILING, "n": 1}
+    row |= {"plan": top.plan.to_json(), "value": top.values["speedup"].mean}
+    row |= {"length": int(top.values["length"].mean), "cost_bytes": top.values["cost"].mean}
+    return pd.DataFrame([row])
 
 
 def effort(
@@ -92,7 +119,7 @@ def effort(
         temperature=found.temperature,
     )
     sampler = Sampler(temperature=found.temperature)
-    made: list[np.ndarray] = []
+    traces: list[Trace] = []
 
     def decode(case: int) -> None:
         text = generate(
@@ -105,8 +132,7 @@ def effort(
             generator=torch.Generator(subject.decoder.device).manual_seed(case),
             eos_token_id=[],
         )
-        drafted = [each.rows[0].drafted for each in text.trace.rounds[1:]]
-        made.append(np.bincount(drafted, minlength=best.length + 1))
+        traces.append(text.trace)
 
     def predict(case: int) -> None:
         judge.predict(best.plan, best.length)
@@ -116,12 +142,10 @@ def effort(
     laps = alternate(arms, cases, warmup=1, device=place, clock=clock)
     seconds = {name: Spread.of([lap.seconds for lap in each]).median for name, each in laps.items()}
     drafts = list(islice(judge.rehearsal.drafts(best.plan), best.length))
-    foretold = rounds(drafts, best.length)
-    decoded = replace(foretold, by_drafted=np.stack(made[1:]).astype(float))
+    foretold, decoded = rounds(drafts, best.length), Rounds.counted(traces[1:], best.length)
     time = judge.costs(best.plan)
-    tokens = np.full(len(cases), float(params.max_new_tokens - 1))
     noise = {
-        "decode": variance(tokens, decoded.time(time)),
+        "decode": variance(decoded.tokens, decoded.time(time)),
         "predict": variance(foretold.tokens, foretold.time(time)),
     }
     a_text = {"decode": seconds["decode"], "predict": seconds["predict"] / len(cases)}
@@ -212,7 +236,13 @@ def _contestants(
     for seed in range(params.seed, params.seed + params.race_seeds):
         report(f"{folder.name}, seed {seed}")
         lots = torch.Generator().manual_seed(seed)
-        yield "random", seed, baselines.random_search(space, judge, trials=trials, generator=lots)
+        yield (
+            "random",
+            seed,
+            baselines.random_search(
+                space, judge, trials=trials, starts=space.few_skips(), generator=lots
+            ),
+        )
         settings = {"seed": seed, "goal": goal, "initial": params.initial}
         place = folder / f"seed-{seed}"
         yield "Ax", seed, bayes.search(space, judge, trials=trials, folder=place, **settings)

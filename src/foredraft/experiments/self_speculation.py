@@ -29,8 +29,9 @@ from foredraft.decoding.self_draft import SelfDrafter
 from foredraft.decoding.theory import Costs
 from foredraft.experiments.layer_skipping import published
 from foredraft.experiments.plan_search import Candidate, some
-from foredraft.experiments.search_race import RACE, SEARCH
-from foredraft.models.skip import PublishedPlan, SkipPlan
+from foredraft.experiments.search_race import CEILING, RACE, SEARCH
+from foredraft.models.config import DecoderConfig
+from foredraft.models.skip import Parts, PublishedPlan, SkipPlan
 from foredraft.params import SelfSpeculation
 from foredraft.results import Claim, notch
 from foredraft.sampling import Sampler
@@ -42,6 +43,9 @@ PUBLISHED_PLANS = ("gemma-2-9b-it", "llama-2-13b", "llama-2-70b")
 
 ARTICLE_QUESTION, ARTICLE_TOKENS = "What is the capital of Taiwan. And why?", 100
 """The article's one prompt, and about how much it decodes after it."""
+
+ARTICLE_LAYERS = 42
+"""How many layers the model has that its plan is for."""
 
 LEAST_EFFORT = 1e-3
 """Below this the noise of decoding is that of rounding."""
@@ -83,6 +87,11 @@ def article_run() -> dict[str, float]:
     }
 
 
+def fits_article(config: DecoderConfig) -> bool:
+    """Say whether the article's plan is one for this architecture."""
+    return (config.architecture, config.n_layers) == ("gemma2", ARTICLE_LAYERS)
+
+
 def article_case(subject: Candidate, params: SelfSpeculation) -> pd.DataFrame:
     """Decode the article's prompt as the article does, under its plan; one row.
 
@@ -91,11 +100,11 @@ def article_case(subject: Candidate, params: SelfSpeculation) -> pd.DataFrame:
     by bytes, and `speedup`, with its standard error over texts, what that makes of the rounds.
     ValueError for any model but a Gemma-2 of as many layers as the plan is for.
     """
-    config, wanted = subject.decoder.config, published("gemma-2-9b").num_hidden_layers
-    if (config.architecture, config.n_layers) != ("gemma2", wanted):
+    config = subject.decoder.config
+    if not fits_article(config):
         raise ValueError(
             f"{subject.name} is a {config.architecture} of {config.n_layers} layers, the article's "
-            f"plan is for a gemma2 of {wanted}: load one, as profile gemma2-9b does"
+            f"plan is for a gemma2 of {ARTICLE_LAYERS}: load one, as profile gemma2-9b does"
         )
     plan = SkipPlan.published(PUBLISHED_PLANS[0])
     costs = ByBytes(config)(plan)
@@ -290,7 +299,7 @@ def _policy(
     )
     table = made.trace.table()
     table = table.loc[table["round"] > 0]
-    seconds = table["drafted"].map(lambda n: _round_time(costs, int(n)))
+    seconds = table["drafted"].map(costs.round)
     time = seconds.groupby(table["row"]).sum().to_numpy(float)
     found = ratio(np.full(len(time), costs.target * (params.exit_tokens - 1)), time)
     drafted, accepted = table["drafted"].sum(), table["accepted"].sum()
@@ -298,12 +307,6 @@ def _policy(
         **{"policy": name, "speedup": found.mean, "sem": found.sem},
         **{"drafted": drafted / len(table), "acceptance": accepted / max(1, drafted)},
     }
-
-
-def _round_time(costs: Costs, drafted: int) -> float:
-    if drafted == 0:
-        return costs.target
-    return drafted * costs.draft + costs.verify[drafted] + costs.other
 
 
 def threshold_paths(n_tokens: int, lengths: Iterable[int] = (1, 4, 8)) -> pd.DataFrame:
@@ -385,6 +388,47 @@ def published_plans() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+BANDWIDTHS = {"H100 SXM": 3350, "A100 80 GB": 2039, "RTX 4090": 1008, "L4": 300}
+"""What accelerators read from their memory at best, by their makers, in GB/s."""
+
+
+def floors() -> pd.DataFrame:
+    """Give the least time that a token of gemma-2-9b-it takes in bf16: its weights, read once."""
+    config = DecoderConfig.from_hf(published("gemma-2-9b"))
+    size = 2 * Parts.of(config).total(config.n_layers) / 1e9
+    return pd.DataFrame(
+        [
+            {"device": device, "weights_GB": size, "ms_per_token": 1e3 * size / rate}
+            for device, rate in BANDWIDTHS.items()
+        ]
+    )
+
+
+def by_bytes(acceptances: Iterable[float]) -> pd.DataFrame:
+    """Give what plans of gemma-2-9b-it would gain at their best length, by bytes (theorem 3.8).
+
+    The article's plan, layers at equal distances, and exits; `gain` for each acceptance. A draft
+    step's time is its share of the weights, and all positions of a draft are verified in the time
+    of one.
+    """
+    config = published("gemma-2-9b")
+    layers = config.num_hidden_layers
+    plans = {"the article's": SkipPlan.published(PUBLISHED_PLANS[0])}
+    for share, word in ((4, "a quarter"), (3, "a third"), (2, "half")):
+        plans[f"{word} of the layers off"] = SkipPlan.spread(layers // share, layers)
+    for n in (layers // 2, layers // 4):
+        plans[f"exit after {n}"] = SkipPlan.early_exit(n, layers)
+    rows = []
+    for (name, plan), alpha in product(plans.items(), acceptances):
+        cost = plan.cost(config)
+        length = theory.best_length(alpha, cost=cost, longest=16)
+        gain = theory.speedup(alpha, length, cost=cost)
+        rows.append(
+            {"plan": name, "cost": cost, "acceptance": alpha, "length": length, "gain": gain}
+        )
+    return pd.DataFrame(rows)
+
+
 def branch_frequency(race: pd.DataFrame) -> pd.DataFrame:
     """Give how often each branch is in the best plan of Ax among all branches, over its seeds."""
     ax = race.loc[(race["space"] == "all") & (race["method"] == "Ax")]
@@ -430,9 +474,33 @@ def share_of_gain(race: pd.DataFrame) -> pd.DataFrame:
 
 
 def timed(recorded: pd.DataFrame) -> pd.DataFrame:
-    """Give the recorded plans that were found, with their speed-ups foretold and measured."""
+    """Give the recorded plans that were found, with their speed-ups foretold and measured.
+
+    `residual` is how far the rounds by the clock are from what held-out texts foretell; `ceiling`
+    the best speed-up by bytes that a search of the same model and sampler comes to.
+    """
     rows = recorded.loc[recorded["strategy"] == "self-drafting"].reset_index(drop=True)
-    return rows.assign(residual=rows["speedup_median"] / rows["predicted"] - 1)
+    bounds = recorded.loc[recorded["strategy"] == CEILING, ["model", "sampler", "value"]]
+    rows = rows.drop(columns="value").merge(bounds, how="left", on=["model", "sampler"])
+    rows = rows.rename(columns={"value": "ceiling"})
+    return rows.assign(residual=rows["rounds_speedup"] / rows["predicted_held_out"] - 1)
+
+
+STEPS = {
+    "other texts": ("predicted", "predicted_held_out"),
+    "luck of the draws": ("predicted_held_out", "summed"),
+    "costs of the parts": ("summed", "rounds_speedup"),
+    "prefill": ("rounds_speedup", "speedup_median"),
+}
+"""What lies between a speed-up foretold and a whole generation by the clock, in this order."""
+
+
+def departures(timed_plans: pd.DataFrame) -> pd.DataFrame:
+    """Give by how much each of `STEPS` changes a plan's speed-up, a column each."""
+    where = timed_plans[["model", "sampler", "name"]]
+    return where.assign(
+        **{name: timed_plans[to] / timed_plans[of] - 1 for name, (of, to) in STEPS.items()}
+    )
 
 
 def whole_step(recorded: pd.DataFrame) -> pd.Series:
@@ -522,7 +590,9 @@ def findings(
         model, sampler = row["model"], row["sampler"]
         name = f"{model}-{sampler}".replace(" ", "-")
         ends = {key: float(row[f"speedup_{key}"]) for key in ("median", "min", "max")}
-        told = {"predicted": float(row["predicted"]), "plan": row["plan"], "length": row["length"]}
+        foretold = ("predicted", "predicted_held_out", "summed", "rounds_speedup", "ceiling")
+        told = {key: float(row[key]) for key in foretold}
+        told |= {"plan": row["plan"], "length": row["length"]}
         values["timed"][name] = ends | told
         text = f"Speed-up of the plan that was found, {model}, {sampler} (recorded)"
         n, spread = int(row["n"]), notch(float(row["speedup_iqr"]), int(row["n"]))

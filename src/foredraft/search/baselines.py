@@ -3,7 +3,7 @@
 Every evaluation counts as a trial, and no plan is measured twice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import final
 
 import torch
@@ -20,10 +20,11 @@ def random_search(
     *,
     trials: int,
     generator: torch.Generator,
+    starts: Sequence[SkipPlan] = (),
     engine: Engine | None = None,
 ) -> list[Trial]:
-    """Measure different plans, each drawn from all of the space alike."""
-    plans: dict[SkipPlan, None] = {}
+    """Measure the starts, then different plans, each drawn from all of the space alike."""
+    plans: dict[SkipPlan, None] = dict.fromkeys(starts[: _positive(trials)])
     while len(plans) < min(_positive(trials), space.size):
         plans[space.random(generator)] = None
     return _Book(objective, engine, trials).measure(plans, "random").trials

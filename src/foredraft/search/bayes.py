@@ -7,10 +7,13 @@ search that was killed at any moment goes on as if it had not been.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
+
+from filelock import FileLock, Timeout
 
 from foredraft import files
 from foredraft.hints import unknown
@@ -76,21 +79,22 @@ def search(  # noqa: PLR0913 - the one call that readers make
         batch=batch,
         name=name,
     )
-    log = None if folder is None else _claimed(folder, settings)
-    done = [] if log is None else log.read()
-    design = settings.design() if len(done) < wanted else []
-    while len(done) < wanted:
-        asked = _ask(settings, design, done)[: wanted - len(done)]
-        if not asked:
-            break
-        measured = engine.measure(objective, [plan for plan, _ in asked])
-        for (plan, origin), values in zip(asked, measured, strict=True):
-            settings.require_metrics(values)
-            done.append(Trial(len(done), plan, values, origin))
-            if log is not None:
-                log.append(done[-1])
-            if report is not None:
-                report(done[-1])
+    with nullcontext() if folder is None else _alone_in(folder):
+        log = None if folder is None else _claimed(folder, settings)
+        done = [] if log is None else log.read()
+        design = settings.design() if len(done) < wanted else []
+        while len(done) < wanted:
+            asked = _ask(settings, design, done)[: wanted - len(done)]
+            if not asked:
+                break
+            measured = engine.measure(objective, [plan for plan, _ in asked])
+            for (plan, origin), values in zip(asked, measured, strict=True):
+                settings.require_metrics(values)
+                done.append(Trial(len(done), plan, values, origin))
+                if log is not None:
+                    log.append(done[-1])
+                if report is not None:
+                    report(done[-1])
     return done[:wanted]
 
 
@@ -182,6 +186,23 @@ class Settings:
         for aim in self.aims:
             if aim.metric not in values:
                 raise unknown("metric", aim.metric, values)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a search's folder; ValueError if one is in it already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"another process is searching in {folder}: wait for it, or give another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _claimed(folder: Path, settings: Settings) -> Log:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Protocol, final, runtime_checkable
@@ -20,8 +20,8 @@ class Engine(Protocol):
 
     def measure(
         self, objective: Objective, plans: Sequence[SkipPlan]
-    ) -> list[Mapping[str, Estimate]]:
-        """Give what the objective says of each plan, in the order of the plans."""
+    ) -> Iterable[Mapping[str, Estimate]]:
+        """Give what the objective says of each plan, in the order of the plans, as it is known."""
         ...
 
 
@@ -31,9 +31,9 @@ class Local:
 
     def measure(
         self, objective: Objective, plans: Sequence[SkipPlan]
-    ) -> list[Mapping[str, Estimate]]:
+    ) -> Iterator[Mapping[str, Estimate]]:
         """Give what the objective says of each plan."""
-        return [objective(plan) for plan in plans]
+        return map(objective, plans)
 
 
 @final
@@ -69,7 +69,7 @@ class Ray:
 
     def measure(
         self, objective: Objective, plans: Sequence[SkipPlan]
-    ) -> list[Mapping[str, Estimate]]:
+    ) -> Iterator[Mapping[str, Estimate]]:
         """Give what the objective says of each plan; an error it raises is raised here."""
         import ray
         from ray.util import ActorPool
@@ -79,7 +79,7 @@ class Ray:
             self._objective, self._shared = objective, [ray.put(objective)]
         shared = self._shared
         pool: Any = ActorPool(self._pool)
-        return [*pool.map(lambda worker, plan: worker.measure.remote(shared, plan), [*plans])]
+        return pool.map(lambda worker, plan: worker.measure.remote(shared, plan), [*plans])
 
     def close(self) -> None:
         """Stop the workers, and the cluster if it was started here."""

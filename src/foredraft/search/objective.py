@@ -19,6 +19,7 @@ from typing import final
 import numpy as np
 
 from foredraft.decoding.theory import Costs
+from foredraft.decoding.trace import Trace
 from foredraft.models.config import DecoderConfig
 from foredraft.models.skip import SkipPlan
 from foredraft.sampling import Sampler
@@ -35,7 +36,7 @@ CostModel = Callable[[SkipPlan], Costs]
 @final
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """The expected rounds of each text at one draft length, counted by what they draft.
+    """The rounds of each text at one draft length, counted by what they draft: expected, or made.
 
     `by_drafted[text, n]` are the rounds that draft n tokens, fewer than γ where a text ends;
     `accepted[text]` the drafts that stand. `places` is how many tokens a text gets: the same as
@@ -46,6 +47,17 @@ class Rounds:
     places: int
     by_drafted: np.ndarray
     accepted: np.ndarray
+
+    @classmethod
+    def counted(cls, traces: Iterable[Trace], length: int) -> "Rounds":
+        """Count those that were decoded, after the prefill, of one text a trace."""
+        rows = [[each.rows[0] for each in trace.rounds[1:]] for trace in traces]
+        by_drafted = [
+            np.bincount([row.drafted for row in text], minlength=length + 1) for text in rows
+        ]
+        accepted = [float(sum(row.accepted for row in text)) for text in rows]
+        places = max(sum(len(row.tokens) for row in text) for text in rows)
+        return cls(length, places, np.stack(by_drafted).astype(float), np.array(accepted))
 
     @property
     def count(self) -> np.ndarray:
@@ -64,10 +76,7 @@ class Rounds:
 
     def time(self, costs: Costs) -> np.ndarray:
         """Give what each text takes, in the unit of the costs."""
-        drafting = (
-            n * costs.draft + costs.verify[n] + costs.other for n in range(1, self.length + 1)
-        )
-        return self.by_drafted @ np.array([costs.target, *drafting])
+        return self.by_drafted @ np.array([costs.round(n) for n in range(self.length + 1)])
 
 
 def rounds(chances: Sequence[Chances], length: int) -> Rounds:
@@ -232,21 +241,45 @@ class ByBytes:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Line:
+    """What follows a draft in its round, as a line in the draft's length."""
+
+    start: float
+    slope: float
+
+    def __call__(self, length: int) -> float:
+        """Give it at a length; never nothing, since the target looks at every draft."""
+        return max(1e-3, self.start + self.slope * length)
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class ByClock:
     """Costs as measured, in plain rounds: a draft step of the whole model, less each branch.
 
     A branch saves `attention` or `mlp`; each pair of one and the other saves `both` less than the
-    sum. `verify[n]` is what follows a draft of n tokens in its round.
+    sum. `rest[n]` is what follows a draft whose first n layers verification need not run again: of
+    an early exit its layers, of any other plan none, and between the numbers that were timed it is
+    interpolated. An early exit reads its last token too, for verification, which is one step more.
     """
 
     step: float
     attention: float
     mlp: float
     both: float
-    verify: Mapping[int, float]
+    rest: Mapping[int, Line]
+    n_layers: int
+    longest: int = 8
 
     def __call__(self, plan: SkipPlan) -> Costs:
-        """Take off what the branches in the plan cost."""
+        """Take off what the branches in the plan cost, and what verification is spared."""
         attention, mlp = len(plan.attn), len(plan.mlp)
         saved = attention * self.attention + mlp * self.mlp - attention * mlp * self.both
-        return Costs(target=1.0, draft=max(0.0, self.step - saved), verify=self.verify)
+        draft, exit_layer = max(0.0, self.step - saved), plan.exit_layer(self.n_layers)
+        verify = {n: self._rest(exit_layer or 0, n) for n in range(1, self.longest + 1)}
+        other = 0.0 if exit_layer is None else draft
+        return Costs(target=1.0, draft=draft, verify=verify, other=other)
+
+    def _rest(self, spared: int, length: int) -> float:
+        layers = sorted(self.rest)
+        return float(np.interp(spared, layers, [self.rest[n](length) for n in layers]))
