@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from foredraft.decoding.exit import ConfidenceExit as ConfidenceExit
     from foredraft.decoding.exit import CostAwareExit as CostAwareExit
     from foredraft.decoding.exit import FixedLength as FixedLength
+    from foredraft.decoding.gain import ExpectedGain as ExpectedGain
     from foredraft.decoding.gate import AlwaysDraft as AlwaysDraft
+    from foredraft.decoding.gate import ConfidenceGate as ConfidenceGate
+    from foredraft.decoding.gate import EntropyGate as EntropyGate
+    from foredraft.decoding.gate import MarginGate as MarginGate
     from foredraft.decoding.loop import Generation as Generation
     from foredraft.decoding.loop import generate as generate
     from foredraft.decoding.self_draft import SelfDrafter as SelfDrafter
@@ -27,10 +31,14 @@ _HOMES = {
     "AdaptiveExit": "foredraft.decoding.exit",
     "AlwaysDraft": "foredraft.decoding.gate",
     "ConfidenceExit": "foredraft.decoding.exit",
+    "ConfidenceGate": "foredraft.decoding.gate",
     "CostAwareExit": "foredraft.decoding.exit",
     "Decoder": "foredraft.models.decoder",
+    "EntropyGate": "foredraft.decoding.gate",
+    "ExpectedGain": "foredraft.decoding.gain",
     "FixedLength": "foredraft.decoding.exit",
     "Generation": "foredraft.decoding.loop",
+    "MarginGate": "foredraft.decoding.gate",
     "ModelDrafter": "foredraft.decoding.draft",
     "PromptLookupDrafter": "foredraft.decoding.draft",
     "Sampler": "foredraft.sampling",

@@ -79,6 +79,18 @@ class Scripted:
         pass
 
 
+class Opener:
+    """A reader's own gate, which watches nothing and keeps nothing by row."""
+
+    watches = None
+
+    def begin(self, batch: int) -> "Opener":
+        return self
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        pass
+
+
 class Waits(TorchFunctionMode):
     """Count, on the CPU, how often the host would wait for a device that holds the tensors.
 

@@ -13,6 +13,7 @@ import torch
 import foredraft as fd
 from foredraft.decoding import theory
 from foredraft.decoding.exit import RULES, Exit, ExitPolicy, threshold_path
+from foredraft.decoding.signal import confidence
 from tests.decoding.test_speculation import GREEDY, PROMPTS, target
 
 DTYPE = torch.float64
@@ -51,8 +52,8 @@ def outcomes(made, row):
     return table["drafted"].tolist(), table["accepted"].tolist()
 
 
-def decisions(stop, confidence):
-    return stop.goes_on(torch.tensor(confidence)).tolist()
+def decisions(stop, seen):
+    return stop.goes_on(torch.tensor(seen)).tolist()
 
 
 def thresholds_are(stop, wanted):
@@ -179,7 +180,7 @@ def attained(policy, cost):
     drafted = torch.ones(len(patterns), dtype=torch.int64)
     going = torch.ones(len(patterns), dtype=torch.bool)
     for place in range(LONGEST - 1):
-        going = going & (stop.goes_on(patterns[:, place]) if stop.watches else True)
+        going = going & (stop.goes_on(patterns[:, place]) if stop.watches is not None else True)
         drafted += going & (drafted < stop.max_length)
     stands = patterns.cumprod(1) * (torch.arange(LONGEST) < drafted[:, None])
     return ((1 + stands.sum(1)).mean() / (1 + cost * drafted).mean()).item()
@@ -205,7 +206,7 @@ def test_what_begins_is_an_exit_as_the_loop_expects_it(policy):
     assert isinstance(policy, ExitPolicy)
     stop = policy.begin(2)
     assert isinstance(stop, Exit)
-    assert (stop.max_length, stop.watches) == (6, True)
+    assert (stop.max_length, stop.watches) == (6, confidence)
 
 
 @every_policy

@@ -6,13 +6,14 @@ of all these in one round: the uniform is put at either end of the interval of t
 shipped function decides, and the row's probability is multiplied by the interval's length. Summed
 over rows that is the exact law of one round after a text, through the whole of `generate`: draft
 model, caches, exit, verification. Rounds are chained to the joint law of three tokens, by text and,
-where an exit learns, by what it has learnt from: the rounds of each row so far.
+where an exit learns or a gate remembers, by what of: the rounds of each row so far.
 """
 
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 import pytest
 import torch
@@ -21,7 +22,11 @@ import foredraft as fd
 from foredraft import sampling
 from foredraft.decoding import verify
 from foredraft.decoding.exit import ExitPolicy
-from tests.decoding.conftest import Scripted, tiny
+from foredraft.decoding.gain import Curve
+from foredraft.decoding.gate import GatePolicy
+from foredraft.decoding.signal import confidence
+from foredraft.decoding.theory import Costs
+from tests.decoding.conftest import Opener, Scripted, tiny
 from tests.proofs import DISTANCE
 
 PLAIN = fd.Sampler()
@@ -49,7 +54,7 @@ class Case:
     drafter: object = None
     gate: object = None
     learns: bool = False
-    """Whether the exit decides by what earlier rounds gave."""
+    """Whether the exit or the gate decides by what earlier rounds gave."""
     drawn: int | None = None
     """How many drafts are drawn at random; None for all."""
 
@@ -71,6 +76,39 @@ class Taught:
         for outcomes in itertools.zip_longest(*self.histories, fillvalue=(0, 0)):
             stop.learn(*map(list, zip(*outcomes, strict=True)))
         return stop
+
+
+@dataclass
+class Reminded:
+    """A gate that was shown, for each row, what the rounds before the last one ended in."""
+
+    policy: GatePolicy
+    shown: Sequence[Sequence[float]]
+
+    def begin(self, batch):
+        gate = self.policy.begin(batch)
+        for seen in zip(*self.shown, strict=True):
+            gate.opens(list(seen))
+        return gate
+
+
+def reminded(case, texts, histories):
+    """Remind a case's gate of what these rounds of these texts have shown it."""
+    watches, shown = case.gate.begin(1).watches or confidence, []
+    for text, history in zip(texts, histories, strict=True):
+        counts = (accepted + 1 for _, accepted in history)
+        places = itertools.accumulate(counts, initial=len(PROMPT))
+        shown.append([seen_of_last(watches, case.vocab, text[:place]) for place in places])
+    longest = max(map(len, shown))
+    # Rows of fewer rounds see what they saw first once more, which changes none of these gates.
+    rows = [[seen[0]] * (longest - len(seen)) + seen for seen in shown]
+    return Reminded(case.gate, [row[:-1] for row in rows])
+
+
+@cache
+def seen_of_last(signal, vocab, text):
+    ids = torch.tensor([text])
+    return signal(tiny("llama", vocab, 3, DTYPE)(ids[:, :-1])[:, -1], ids[:, -1]).item()
 
 
 @dataclass
@@ -172,7 +210,7 @@ def round_laws(case, states, monkeypatch):
             max_new_tokens=n_drafts + 2,
             drafter=drafter,
             exit_policy=Taught(stop, histories) if case.learns else stop,
-            gate=case.gate,
+            gate=reminded(case, texts, histories) if case.gate and case.learns else case.gate,
             eos_token_id=[],
             verification=case.verification,
             on_round=collect,
@@ -240,13 +278,13 @@ class Capricious:
     """Decide by digits of the confidence that no law knows, which differ by the token drafted."""
 
     max_length: int = 2
-    watches = True
+    watches = staticmethod(confidence)
 
     def begin(self, batch):
         return self
 
-    def goes_on(self, confidence):
-        return (confidence * 1e6).long() % 2 == 0
+    def goes_on(self, seen):
+        return (seen * 1e6).long() % 2 == 0
 
     def learn(self, drafted, accepted):
         pass
@@ -256,25 +294,51 @@ class Capricious:
 
 
 @dataclass
-class Between:
+class Between(Opener):
     """A gate that opens on some confidences of the target."""
 
     least: float
     most: float
 
-    def opens(self, confidence):
-        return [self.least <= each <= self.most for each in confidence]
+    def opens(self, seen):
+        return [self.least <= each <= self.most for each in seen]
 
 
+CHANCE = Curve((0.0, 1.0), (0.0, 1.0))
+"""For a signal that is the chance itself."""
+RULE = fd.ExpectedGain(
+    Costs(target=1.0, draft=0.05, verify={1: 1.0, 2: 1.2}),
+    rate=2.0,
+    max_length=2,
+    opening=CHANCE,
+    stands=Curve((0.0, 1.0), (0.5, 1.0)),
+    follows=Curve((0.0, 1.0), (0.5, 1.0)),
+    later=0.5,
+)
 MOVING = {"target": 0.5, "step": 0.4, "memory": 0.2, "inertia": 0.1, "max_length": 2}
 """So that a round or two change what the exit says of tokens as sure as these."""
 FURTHER_STOPS = {
     "Draft & Verify": fd.AdaptiveExit("draft_and_verify", 0.45, **MOVING),
     "article": fd.AdaptiveExit("article", 0.45, **MOVING),
     "worth its time": fd.CostAwareExit(0.4, 2),
+    "expected gain": RULE.exit,
     "capricious": Capricious(),
 }
 GATES = {"always": None, "unsure": Between(0.0, 0.4), "sure": Between(0.4, 1.0)}
+SHIPPED_GATES = {
+    "confidence 0": fd.ConfidenceGate(0),
+    "confidence 0.1": fd.ConfidenceGate(0.1),
+    "confidence 0.5": fd.ConfidenceGate(),
+    "confidence 1": fd.ConfidenceGate(1),
+    "entropy": fd.EntropyGate(0.665),
+    "margin": fd.MarginGate(0.662),
+    "expected gain": RULE.gate,
+}
+REOPENING = {
+    "confidence": fd.ConfidenceGate(0.1, reopen=0.5),
+    "entropy": fd.EntropyGate(0.68, reopen=0.65),
+}
+"""Gates that remember whether they have closed."""
 
 
 @rules
@@ -308,6 +372,37 @@ def test_so_they_do_whatever_a_gate_and_an_exit_decide_and_learn(
     stop, gate, verification, monkeypatch, record_property
 ):
     case = further(stop, gate=GATES[gate], sampler=fd.Sampler(0.8), verification=verification)
+    found = distance(case, monkeypatch)
+    record_property(DISTANCE, found)
+    assert found < 1e-12
+
+
+@rules
+@pytest.mark.parametrize("gate", SHIPPED_GATES)
+def test_so_they_do_behind_every_gate(gate, verification, monkeypatch, record_property):
+    case = Case(
+        gate=SHIPPED_GATES[gate],
+        stop=FURTHER_STOPS.get(gate),
+        sampler=fd.Sampler(0.8),
+        verification=verification,
+    )
+    found = distance(case, monkeypatch)
+    record_property(DISTANCE, found)
+    assert found < 1e-12
+
+
+@rules
+@pytest.mark.parametrize("stop", ["confident", "article"])
+@pytest.mark.parametrize("gate", REOPENING)
+def test_so_they_do_behind_gates_that_remember(
+    gate, stop, verification, monkeypatch, record_property
+):
+    case = Case(
+        gate=REOPENING[gate],
+        stop=(STOPS | FURTHER_STOPS)[stop],
+        learns=True,
+        verification=verification,
+    )
     found = distance(case, monkeypatch)
     record_property(DISTANCE, found)
     assert found < 1e-12
@@ -349,6 +444,65 @@ def test_the_gates_of_these_proofs_open_after_some_texts_only(gate, monkeypatch)
     states = [(text, ()) for text in TEXTS]
     found = draft_lengths(Case(gate=GATES[gate]), states, monkeypatch)
     assert {round(lengths[0], 12) for lengths in found} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("gate", SHIPPED_GATES)
+def test_so_do_the_shipped_ones_but_for_always_and_never(gate, monkeypatch):
+    states = [(text, ()) for text in [PROMPT, *TEXTS]]
+    found = draft_lengths(Case(gate=SHIPPED_GATES[gate]), states, monkeypatch)
+    wanted = {"confidence 0": {0.0}, "confidence 1": {1.0}}.get(gate, {0.0, 1.0})
+    assert {round(lengths[0], 12) for lengths in found} == wanted
+
+
+@pytest.mark.parametrize("gate", REOPENING)
+def test_the_remembering_gates_of_these_proofs_decide_by_earlier_rounds(gate, monkeypatch):
+    case = Case(gate=REOPENING[gate], learns=True)
+    states = [((*PROMPT, 0, 0), history) for history in (((1, 0), (1, 0)), ((1, 1),))]
+    found = draft_lengths(case, states, monkeypatch)
+    assert {round(lengths[0], 12) for lengths in found} == {0.0, 1.0}
+
+
+@dataclass
+class Withdrawing:
+    """A mistake: draft as another does, but take back what begins with one of the tokens."""
+
+    drafter: fd.ModelDrafter
+    token: int
+
+    def begin(self, job):
+        self.proposer = self.drafter.begin(job)
+        self.settle, self.keep_rows = self.proposer.settle, self.proposer.keep_rows
+        return self
+
+    def propose(self, text, limits, stop, *, generator):
+        draft = self.proposer.propose(text, limits, stop, generator=generator)
+        return replace(draft, lengths=draft.lengths * (draft.tokens[:, 0] != self.token))
+
+
+@rules
+@pytest.mark.parametrize("token", range(3))
+def test_a_gate_that_looks_at_what_was_drafted_is_off_by_a_known_amount(
+    token, verification, monkeypatch
+):
+    """The negative control: of y it makes q(x) p(y), and what the other drafts make of it.
+
+    So of x itself, where the draft overrates it, too little by p(x) (1 − q(x)).
+    """
+    target, drafter, _ = Case().parts()
+    models, text = (target, drafter.draft_model), torch.tensor([PROMPT])
+    p, q = (PLAIN.probs(model(text)[0, -1]) for model in models)
+    case = Case(length=1, drafter=Withdrawing(drafter, token), verification=verification)
+    ours, kept = torch.zeros_like(p), torch.arange(3) != token
+    for (tokens, _), mass in round_laws(case, [(PROMPT, ())], monkeypatch)[0].items():
+        ours[tokens[0]] += mass
+    stands, residual = torch.minimum(p, q), (p - q).clamp(min=0)
+    rejected = (kept * (q - stands)).sum()
+    wanted = q[token] * p + kept * stands + rejected * residual / residual.sum()
+    torch.testing.assert_close(ours, wanted, atol=1e-12, rtol=0)
+    assert (ours - p).abs().max() > 0.02
+    if q[token] > p[token]:
+        short = p[token] * (1 - q[token])
+        torch.testing.assert_close(p[token] - ours[token], short, atol=1e-12, rtol=0)
 
 
 @rules

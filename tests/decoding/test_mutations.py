@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import pytest
 
 import foredraft as fd
-from foredraft.decoding import draft, loop, reader, self_draft, text, verify
+from foredraft.decoding import draft, gate, loop, reader, self_draft, text, verify
+from tests.decoding import test_gate as gates
 from tests.decoding import test_law as law
 from tests.decoding import test_self_drafting as self_drafting
 from tests.decoding import test_speculation as speculation
@@ -85,6 +86,16 @@ unread = ordinary(
 corrected = ordinary(
     self_drafting.test_what_drafting_spared_is_not_taken_for_drafts_that_others_changed, "llama"
 )
+
+
+reopening = ordinary(gates.test_a_gate_that_has_closed_keeps_to_its_own_row)
+
+
+def gated(name):
+    return ordinary(
+        gates.test_each_round_drafts_by_the_last_token_of_the_one_before,
+        *(name, gates.SAMPLING[name], "a model"),
+    )
 
 
 def trimmed(monkeypatch):
@@ -231,10 +242,44 @@ BUGS = [
         draft,
         "drafted",
         "lengths = lengths + going\n"
-        "            confident = stop.goes_on(confidence(logits, tokens[-1]))",
-        "confident = stop.goes_on(confidence(logits, tokens[-1]))\n"
-        "            lengths = lengths + (going & confident)",
+        "            wanted = stop.goes_on(stop.watches(logits, tokens[-1]))",
+        "wanted = stop.goes_on(stop.watches(logits, tokens[-1]))\n"
+        "            lengths = lengths + (going & wanted)",
         enumeration(stop=fd.ConfidenceExit(0.45, 2)),
+    ),
+    Bug(
+        "a gate looks at the drafted token and takes it back",
+        loop._Batch,
+        "_draft",
+        "return _fitting(draft,",
+        "sure = draft.probs.gather(-1, draft.tokens[..., None])[:, 0, 0] > 0.4\n"
+        "    draft = Draft(draft.tokens, draft.probs, draft.lengths * sure)\n"
+        "    return _fitting(draft,",
+        enumeration(),
+    ),
+    Bug(
+        "a gate is shown the token before the last",
+        loop._Batch,
+        "_commit",
+        "last = logits[rows, n_kept - 1], tokens[rows, n_kept - 1]",
+        "place = (n_kept - 2).clamp(min=0)\n    last = logits[rows, place], tokens[rows, place]",
+        gated("confidence"),
+    ),
+    Bug(
+        "a gate is shown the confidence, whatever it watches",
+        loop._Batch,
+        "_commit",
+        "else watches(*last)",
+        "else sure",
+        gated("entropy"),
+    ),
+    Bug(
+        "a gate closes the rows that move up when others leave",
+        gate._Rows,
+        "keep_rows",
+        "[self.open[row] for row in rows]",
+        "self.open[: len(rows)]",
+        reopening,
     ),
     Bug(
         "block rule: weight not capped at 1",

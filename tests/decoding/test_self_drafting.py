@@ -12,7 +12,7 @@ from foredraft.decoding.reader import Reader
 from foredraft.decoding.text import Text
 from foredraft.models.cache import KVCache
 from foredraft.models.packing import PackedLinear, can_pack
-from tests.decoding.conftest import WINDOW, tiny
+from tests.decoding.conftest import WINDOW, Opener, tiny
 
 VOCAB, N_LAYERS = 24, 4
 LAYERS = range(N_LAYERS)
@@ -201,12 +201,12 @@ def test_two_generations_in_a_row_are_two_fresh_ones(family):
 
 
 def test_rounds_whose_gate_is_closed_decode_plainly(family):
-    class Alternating:
+    class Alternating(Opener):
         calls = 0
 
-        def opens(self, confidence):
+        def opens(self, seen):
             self.calls += 1
-            return [(row + self.calls) % 3 > 0 for row in range(len(confidence))]
+            return [(row + self.calls) % 3 > 0 for row in range(len(seen))]
 
     drafter = fd.SelfDrafter(PLANS["an early exit"])
     made = generated(family, drafter, gate=Alternating())

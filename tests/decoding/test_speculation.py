@@ -1,6 +1,7 @@
 """Speculative decoding end to end: greedy text, caches, ends, budgets, whoever drafts."""
 
 import itertools
+import math
 import random
 from functools import cache, partial
 
@@ -10,9 +11,11 @@ import torch
 import foredraft as fd
 from foredraft.decoding import verify
 from foredraft.decoding.draft import Draft, Job
+from foredraft.decoding.gain import Curve
 from foredraft.decoding.reader import Reader
 from foredraft.decoding.text import Text
-from tests.decoding.conftest import WINDOW, Scripted, Waits, tiny
+from foredraft.decoding.theory import Costs
+from tests.decoding.conftest import WINDOW, Opener, Scripted, Waits, tiny
 
 VOCAB = 24
 GREEDY = fd.Sampler(temperature=0.0)
@@ -177,15 +180,15 @@ def test_a_model_that_drafts_for_itself_is_never_rejected(family, verification):
         assert set(made.trace.table().groupby("row")["round"].max()) == {5}
 
 
-class TwoInThree:
+class TwoInThree(Opener):
     """A gate that leaves every third round without a draft."""
 
     def __init__(self):
         self.rounds = 0
 
-    def opens(self, confidence):
+    def opens(self, seen):
         self.rounds += 1
-        return [self.rounds % 3 > 0] * len(confidence)
+        return [self.rounds % 3 > 0] * len(seen)
 
 
 @pytest.mark.parametrize("drafter", ["another", "in part", "lookup", "fickle"])
@@ -311,7 +314,7 @@ def test_drafting_up_to_the_model_s_last_position_needs_no_room_behind_it():
 WATCHED = fd.Sampler(0.9, top_k=20, top_p=0.95, repetition_penalty=1.1)
 
 
-def waits_by_round(family, drafter, stop, prompts, verification="token"):
+def waits_by_round(family, drafter, stop, prompts, **options):
     """Give how often the host waits in each round, and between it and the one before.
 
     Rows end at different times, by the budget and by a token that ends a text.
@@ -332,9 +335,9 @@ def waits_by_round(family, drafter, stop, prompts, verification="token"):
             drafter=drafter,
             exit_policy=stop,
             eos_token_id=[7],
-            verification=verification,
             generator=torch.Generator().manual_seed(4),
             on_round=tell,
+            **options,
         )
     return made, [after - before for before, after in itertools.pairwise(told)]
 
@@ -356,22 +359,60 @@ def test_the_host_waits_for_the_device_once_a_round(family, name, verification, 
     """Draft models, the target itself, the text, or nobody; from the prefill to the last round."""
     reused = {"an exit, reused": fd.SelfDrafter(fd.SkipPlan.early_exit(1, 2))}
     drafter = ({"nobody": None} | reused | drafters(family))[name]
-    made, waits = waits_by_round(family, drafter, fd.FixedLength(3), prompts, verification)
+    options = {"verification": verification}
+    made, waits = waits_by_round(family, drafter, fd.FixedLength(3), prompts, **options)
     assert len(waits) > 2
     assert waits == [1] * len(waits)
     assert (made.trace.drafted > 0) == (drafter is not None)
 
 
+RULE = fd.ExpectedGain(
+    Costs(1.0, 0.1, {1: 1.0, 2: 1.1, 3: 1.2}),
+    rate=1.0,
+    max_length=3,
+    opening=Curve((0.03, 0.3), (0.0, 1.0)),
+    stands=Curve((0.0, 0.3), (0.5, 1.0)),
+    follows=Curve((0.0, 0.3), (0.0, 1.0)),
+    later=0.5,
+)
+GATES = {
+    "confidence": fd.ConfidenceGate(0.07),
+    "reopening": fd.ConfidenceGate(0.05, reopen=0.09),
+    "entropy": fd.EntropyGate(2.82),
+    "margin": fd.MarginGate(0.035),
+    "expected gain": RULE.gate,
+}
+ENDS = {"always": fd.EntropyGate(math.inf), "never": fd.MarginGate(1)}
+
+
 @rows
+@pytest.mark.parametrize(
+    ("name", "gate"),
+    [
+        *(("another", "confidence"), ("another", "entropy"), ("another", "expected gain")),
+        *(("in part", "reopening"), ("in part", "margin"), ("in part", "expected gain")),
+        *(("lookup", "entropy"), ("another", "always"), ("another", "never")),
+    ],
+)
+def test_no_gate_makes_it_wait_once_more(name, gate, prompts):
+    gates, drafter = GATES | ENDS, drafters("llama")[name]
+    options = {"gate": gates[gate]}
+    made, waits = waits_by_round("llama", drafter, fd.FixedLength(3), prompts, **options)
+    assert waits == [1] * len(waits)
+    said = set(made.trace.table().query("round > 0")["gate_open"])
+    assert said == {"always": {True}, "never": {False}}.get(gate, {True, False})
+
+
+@rows
+@pytest.mark.parametrize("stop", [fd.ConfidenceExit(0.1, 3), RULE.exit], ids=["sure", "gain"])
 @pytest.mark.parametrize("name", ["another", "in part"])
-def test_a_confidence_exit_waits_once_more_for_each_drafted_token_but_the_last_that_may_be(
-    family, name, prompts
+def test_an_exit_that_watches_waits_once_more_for_each_drafted_token_but_the_last_that_may_be(
+    family, name, stop, prompts
 ):
-    stop = fd.ConfidenceExit(0.1, 3)
     made, waits = waits_by_round(family, drafters(family)[name], stop, prompts)
     wanted, left = [], dict.fromkeys(range(len(prompts)), 14)
     for each in made.trace.rounds:
-        most = min(stop.max_length, max(left[row.row] for row in each.rows) - 1)
+        most = min(3, max(left[row.row] for row in each.rows) - 1)
         drafted = max(row.drafted for row in each.rows)
         wanted.append(1 + (min(drafted, most - 1) if drafted else 0))
         left |= {row.row: left[row.row] - len(row.tokens) for row in each.rows}
@@ -420,10 +461,10 @@ def test_prompt_lookup_proposes_what_followed_the_longest_then_latest_match():
 def test_a_gate_sees_the_confidence_of_the_last_token_and_closed_rounds_decode_plainly():
     seen = []
 
-    class Every:
-        def opens(self, confidence):
-            seen.append(list(confidence))
-            return [len(seen) % 3 == 0] * len(confidence)
+    class Every(Opener):
+        def opens(self, confidences):
+            seen.append(list(confidences))
+            return [len(seen) % 3 == 0] * len(confidences)
 
     ours = target("llama")
     made = fd.generate(

@@ -39,7 +39,9 @@ class Draft:
 class Job:
     """What a proposer may build on: the target at its reading, its sampler, and sizes.
 
-    Texts have at most `capacity` tokens; `spare` cache slots take padding and rejected drafts.
+    Texts have at most `capacity` tokens; `spare` cache slots take padding and rejected drafts. What
+    `drawing` gives for a drafter's sampler is what it draws with: the same, unless draws are to be
+    recorded (`decoding.replay`).
     """
 
     target: Reader
@@ -47,6 +49,29 @@ class Job:
     batch: int
     capacity: int
     spare: int
+    drawing: Callable[[Sampler], "Drawing"] = lambda sampler: sampler
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """What draws tokens: a `Sampler`, or what stands in for one."""
+
+    @property
+    def repetition_penalty(self) -> int | float:
+        """Where it is not 1, a law depends on the text before it."""
+        ...
+
+    def probs(
+        self, logits: Float[Tensor, "*batch vocab"], prefix: Int[Tensor, "... seq"] | None = None
+    ) -> Float[Tensor, "*batch vocab"]:
+        """Give the law of each row."""
+        ...
+
+    def draw(
+        self, probs: Float[Tensor, "*batch vocab"], *, generator: torch.Generator
+    ) -> Int[Tensor, "*batch"]:
+        """Draw a token from each."""
+        ...
 
 
 @runtime_checkable
@@ -102,14 +127,13 @@ class ModelDrafter:
                 f"the draft model is on {draft.device}, the target on {target.device}: load both "
                 "on one device"
             )
-        return _ModelProposer(
-            Reader(draft, job.batch, job.capacity, job.spare), self.sampler or job.sampler
-        )
+        drawing = job.drawing(self.sampler or job.sampler)
+        return _ModelProposer(Reader(draft, job.batch, job.capacity, job.spare), drawing)
 
 
 @final
 class _ModelProposer:
-    def __init__(self, reader: Reader, sampler: Sampler) -> None:
+    def __init__(self, reader: Reader, sampler: Drawing) -> None:
         self.reader, self.sampler = reader, sampler
 
     def propose(
@@ -131,7 +155,7 @@ class _ModelProposer:
 def drafted(  # noqa: PLR0913 - what any model needs to draft
     logits: Float[Tensor, "batch vocab"],
     step: Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch vocab"]],
-    sampler: Sampler,
+    sampler: Drawing,
     text: Text,
     limits: Sequence[int],
     stop: Exit,
@@ -143,7 +167,7 @@ def drafted(  # noqa: PLR0913 - what any model needs to draft
     `logits` are those after the text, and `step` reads a token in each row and gives the next ones.
     """
     most = sent(limits, logits.device)
-    lengths = most.clone() if not stop.watches else torch.zeros_like(most)
+    lengths = most.clone() if stop.watches is None else torch.zeros_like(most)
     going = most > 0
     tokens, laws = [], []
     for position in range(max(limits)):
@@ -152,26 +176,17 @@ def drafted(  # noqa: PLR0913 - what any model needs to draft
         prefix = _prefix(sampler, text, tokens)
         laws.append(sampler.probs(logits, prefix))
         tokens.append(sampler.draw(laws[-1], generator=generator))
-        if stop.watches:
+        if stop.watches is not None:
             lengths = lengths + going
-            confident = stop.goes_on(confidence(logits, tokens[-1]))
-            going = going & confident & (lengths < most)
+            wanted = stop.goes_on(stop.watches(logits, tokens[-1]))
+            going = going & wanted & (lengths < most)
             if position + 1 < max(limits) and not bool(going.any()):
                 break
     return Draft(torch.stack(tokens, 1), torch.stack(laws, 1), lengths)
 
 
-def confidence(
-    logits: Float[Tensor, "*batch vocab"], tokens: Int[Tensor, "*batch"]
-) -> Float[Tensor, "*batch"]:
-    """Give the plain softmax's probability of each token, in float32 or better."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    chosen = wide.gather(-1, tokens[..., None]).squeeze(-1)
-    return (chosen - wide.logsumexp(-1)).exp()
-
-
 def _prefix(
-    sampler: Sampler, text: Text, tokens: list[Int[Tensor, " batch"]]
+    sampler: Drawing, text: Text, tokens: list[Int[Tensor, " batch"]]
 ) -> Int[Tensor, "batch seq"] | None:
     """Give the text with the drafts so far, if the sampler looks at it."""
     if sampler.repetition_penalty == 1:

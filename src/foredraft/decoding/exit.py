@@ -4,7 +4,7 @@ A policy is a set of numbers, and `begin` gives what decides for one generation.
 decides, the output law stays the target's, because a drafted token is never taken back: the one at
 which drafting stops is kept and verified like the others.
 
-*Confidence* is the probability of a drafted token under the plain softmax of the draft's logits.
+Signals (`decoding.signal`) are of the draft's law of the token that was drafted last.
 """
 
 import math
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
+from foredraft.decoding.signal import Signal, confidence
 from foredraft.hints import unknown
 from foredraft.types import Bool, Float, Tensor
 
@@ -29,12 +30,12 @@ class Exit(Protocol):
         ...
 
     @property
-    def watches(self) -> bool:
-        """Whether it looks at confidences: a look at each drafted token waits for the device."""
+    def watches(self) -> Signal | None:
+        """What it looks at, if anything: a look at each drafted token waits for the device."""
         ...
 
-    def goes_on(self, confidence: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-        """Say which rows draft on after a token of this confidence (asked only if it watches)."""
+    def goes_on(self, seen: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+        """Say which rows draft on after a token of this signal (asked only if it watches)."""
         ...
 
     def learn(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
@@ -64,7 +65,7 @@ class FixedLength:
     """Draft this many tokens each round."""
 
     max_length: int
-    watches = False
+    watches = None
 
     def __post_init__(self) -> None:
         _require_length(self.max_length)
@@ -73,9 +74,9 @@ class FixedLength:
         """Give itself: nothing is learnt."""
         return self
 
-    def goes_on(self, confidence: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+    def goes_on(self, seen: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         """Say yes to every row."""
-        return confidence >= 0
+        return seen >= 0
 
     def learn(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         """Learn nothing."""
@@ -95,7 +96,7 @@ class ConfidenceExit:
 
     threshold: float
     max_length: int
-    watches = True
+    watches = staticmethod(confidence)
 
     def __post_init__(self) -> None:
         _require_length(self.max_length)
@@ -109,9 +110,9 @@ class ConfidenceExit:
         """Give itself: nothing is learnt."""
         return self
 
-    def goes_on(self, confidence: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+    def goes_on(self, seen: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         """Say yes where the confidence reaches the threshold."""
-        return confidence >= self.threshold
+        return seen >= self.threshold
 
     def learn(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         """Learn nothing."""
@@ -230,7 +231,7 @@ RULES: dict[str, Callable[[Number, Number, bool], int]] = {
 class _AdaptiveRows:
     """A controller for each row; their thresholds lie where confidences do."""
 
-    watches = True
+    watches = staticmethod(confidence)
 
     def __init__(self, policy: AdaptiveExit, controllers: Sequence[_Controller]) -> None:
         self.policy, self.controllers = policy, list(controllers)
@@ -240,10 +241,10 @@ class _AdaptiveRows:
     def max_length(self) -> int:
         return self.policy.max_length
 
-    def goes_on(self, confidence: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+    def goes_on(self, seen: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         if self.thresholds is None:
-            self.thresholds = confidence.new_tensor([each.threshold for each in self.controllers])
-        return confidence >= self.thresholds
+            self.thresholds = seen.new_tensor([each.threshold for each in self.controllers])
+        return seen >= self.thresholds
 
     def learn(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         self.controllers = [
@@ -301,14 +302,14 @@ class CostAwareExit:
 class _CostAwareRows:
     """The chance of each row that all of its draft will be accepted; 1 before the first token."""
 
-    watches = True
+    watches = staticmethod(confidence)
 
     def __init__(self, max_length: int, least: Number) -> None:
         self.max_length, self.least = max_length, least
         self.chances: Float[Tensor, " batch"] | None = None
 
-    def goes_on(self, confidence: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-        self.chances = confidence if self.chances is None else self.chances * confidence
+    def goes_on(self, seen: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+        self.chances = seen if self.chances is None else self.chances * seen
         return self.chances >= self.least
 
     def learn(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from foredraft.decoding.draft import Draft, Drafter, Job, confidence
+from foredraft.decoding.draft import Draft, Drafter, Job
 from foredraft.decoding.exit import Exit, ExitPolicy, FixedLength
-from foredraft.decoding.gate import AlwaysDraft, Gate
+from foredraft.decoding.gate import AlwaysDraft, Gate, GatePolicy
 from foredraft.decoding.reader import Reader
+from foredraft.decoding.signal import confidence
 from foredraft.decoding.text import PADDING, Text
 from foredraft.decoding.trace import Round, RowRound, Trace
 from foredraft.decoding.verify import RULES, Verdicts, verify_rows
@@ -54,7 +55,7 @@ def generate(  # noqa: PLR0913 - the one call that readers make
     max_new_tokens: int,
     drafter: Drafter | None = None,
     exit_policy: ExitPolicy | None = None,
-    gate: Gate | None = None,
+    gate: GatePolicy | None = None,
     generator: torch.Generator | None = None,
     eos_token_id: int | Sequence[int] | None = None,
     verification: str = "token",
@@ -82,9 +83,9 @@ def generate(  # noqa: PLR0913 - the one call that readers make
         return Generation([[] for _ in ids], Trace(()))
     generator = _on_device(generator, model.device)
     batch = _Batch(model, ids, sampler, max_new_tokens, _ends(eos_token_id, model))
-    stop, gate = (exit_policy or FixedLength(4)).begin(len(ids)), gate or AlwaysDraft()
+    stop = (exit_policy or FixedLength(4)).begin(len(ids))
     with torch.inference_mode():
-        batch.begin(drafter, stop, gate)
+        batch.begin(drafter, stop, (gate or AlwaysDraft()).begin(len(ids)))
     rounds: list[Round] = []
     while batch.rows:
         with torch.inference_mode():
@@ -113,7 +114,7 @@ class _Batch:
         self.text = Text(prompts, self.capacity, model.device)
         self.emitted: list[list[int]] = [[] for _ in prompts]
         self.rows = list(range(len(prompts)))
-        self.confidence: list[float] = []
+        self.seen: list[float] = []
 
     def begin(self, drafter: Drafter | None, stop: Exit, gate: Gate) -> None:
         """Put target and drafter to work on the rows."""
@@ -148,16 +149,17 @@ class _Batch:
             self.reader.cache.keep_rows(going)
             self.text.keep_rows(going)
             self.stop.keep_rows(going)
-            self.confidence = [self.confidence[position] for position in going]
+            self.gate.keep_rows(going)
+            self.seen = [self.seen[position] for position in going]
             if self.proposer is not None:
                 self.proposer.keep_rows(going)
         self.rows = [self.rows[position] for position in going]
 
     def _limits(self) -> tuple[list[bool], list[int]]:
         """Say which rows draft, and how much at most: one less than they may still emit."""
-        if self.proposer is None or not self.confidence:  # the prefill comes before any gate
+        if self.proposer is None or not self.seen:  # the prefill comes before any gate
             return [False] * len(self.rows), [0] * len(self.rows)
-        opens = self.gate.opens(self.confidence)
+        opens = self.gate.opens(self.seen)
         left = [self.budget - len(self.emitted[row]) - 1 for row in self.rows]
         most = self.stop.max_length
         return opens, [
@@ -196,14 +198,18 @@ class _Batch:
         self.text.append(tokens, n_accepted + 1)
         n_kept = _kept(tokens, n_accepted + 1, self.end_ids)
         rows = torch.arange(len(n_kept), device=n_kept.device)
-        sure = confidence(logits[rows, n_kept - 1], tokens[rows, n_kept - 1])
+        last = logits[rows, n_kept - 1], tokens[rows, n_kept - 1]
+        sure = confidence(*last)
+        watches = self.gate.watches
+        seen = sure if watches in (None, confidence) else watches(*last)
         numbers = torch.stack([n_accepted, draft.lengths, _faults(draft, probs), n_kept], 1)
-        told = torch.cat([numbers.double(), sure.double()[:, None], tokens.double()], 1).tolist()
+        shown = torch.stack([sure.double(), seen.double()], 1)
+        told = torch.cat([numbers.double(), shown, tokens.double()], 1).tolist()
         self._refuse(index, int(told[0][2]))
         outcome = []
         for row, is_open, line in zip(self.rows, opens, told, strict=True):
             accepted, drafted, _, kept = map(int, line[:4])
-            new = [int(token) for token in line[5 : 5 + kept]]
+            new = [int(token) for token in line[6 : 6 + kept]]
             self.emitted[row] += new
             kind = "bonus" if accepted == drafted else "recovered"
             outcome.append(RowRound(row, drafted, accepted, tuple(new), kind, is_open, line[4]))
@@ -212,7 +218,7 @@ class _Batch:
         if self.proposer is not None:
             self.proposer.settle(self.text)
         self.stop.learn([row.drafted for row in outcome], [row.accepted for row in outcome])
-        self.confidence = [row.confidence for row in outcome]
+        self.seen = [line[5] for line in told]
         return tuple(outcome)
 
     def _refuse(self, index: int, fault: int) -> None:

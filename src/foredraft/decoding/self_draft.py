@@ -18,7 +18,7 @@ from typing import final
 
 import torch
 
-from foredraft.decoding.draft import Draft, Job, Proposer, drafted
+from foredraft.decoding.draft import Draft, Drawing, Job, Proposer, drafted
 from foredraft.decoding.exit import Exit
 from foredraft.decoding.reader import Reader
 from foredraft.decoding.text import Text
@@ -49,8 +49,8 @@ class SelfDrafter:
         model = job.target.model
         self.plan.check(model.config.n_layers)
         head = None if self.vocabulary is None else _TrimmedHead(model, self.vocabulary)
-        sampler = self.sampler or job.sampler
-        return _SelfProposer(job.target, self.plan, sampler, head, self._spared(model))
+        drawing = job.drawing(self.sampler or job.sampler)
+        return _SelfProposer(job.target, self.plan, drawing, head, self._spared(model))
 
     def _spared(self, model: Decoder) -> SkipPlan | None:
         """Give the layers that drafting spares verification; None if there are none."""
@@ -67,7 +67,7 @@ class _SelfProposer:
         self,
         target: Reader,
         plan: SkipPlan,
-        sampler: Sampler,
+        sampler: Drawing,
         head: "_TrimmedHead | None",
         spared: SkipPlan | None,
     ) -> None:
