@@ -156,7 +156,7 @@ def test_a_benchmark_is_shown_or_recorded(foredraft, tmp_path, monkeypatch):
     row = {"what": "top-k", **spread, "n": 5}
     table = pd.DataFrame([row])
     measures = {("sampling", "cpu"): lambda: table}
-    monkeypatch.setattr(cli, "_benchmarks", lambda: measures)
+    monkeypatch.setattr(cli, "_benchmarks", lambda *_: measures)
     monkeypatch.setattr(paths, "RECORDED", tmp_path)
     code, out, _ = foredraft("bench", "sampling")
     assert code == 0
@@ -170,6 +170,30 @@ def test_a_benchmark_is_shown_or_recorded(foredraft, tmp_path, monkeypatch):
     assert "src/foredraft/bench.py" in kept.stamp.inputs
 
 
+def test_what_depends_on_parameters_is_recorded_with_those_of_its_profile(
+    foredraft, tmp_path, monkeypatch
+):
+    asked, row = [], {"what": "x", "ratio_iqr": 0.1, "n": 5}
+
+    def benchmarks(profile=None):
+        asked.append(profile)
+        return {("confidence_gating", "cpu"): lambda: pd.DataFrame([row])}
+
+    monkeypatch.setattr(cli, "_benchmarks", benchmarks)
+    monkeypatch.setattr(paths, "RECORDED", tmp_path)
+    assert foredraft("record", "confidence_gating", "--profile", "smoke")[0] == 0
+    kept = recording.recordings("confidence_gating")["cpu"].stamp
+    assert asked[0] == "smoke"
+    assert kept.params == params.load(
+        "confidence_gating", {"profile": "smoke", "device": "cpu"}
+    ).model_dump(mode="json", exclude={"seed"}) | {
+        key: value for key, value in kept.params.items() if key == "seed"
+    }
+    code, _, err = foredraft("record", "sampling", "--profile", "smoke")
+    assert code == 2
+    assert "profile 'smoke' is for self_speculation, confidence_gating" in err
+
+
 def test_self_drafting_is_benched_by_name_with_the_ratios_asked_for(foredraft, monkeypatch):
     def row(library, reuse, rate):
         way = {"strategy": "self-drafting", "library": library, "name": "exit 2", "reuse": reuse}
@@ -177,7 +201,7 @@ def test_self_drafting_is_benched_by_name_with_the_ratios_asked_for(foredraft, m
         return {"model": "m", "sampler": "greedy", **way, "length": 3, **speed, "n": 8}
 
     rows = pd.DataFrame([row("foredraft", True, 12.0), row("transformers", False, 5.0)])
-    monkeypatch.setattr(cli, "_benchmarks", lambda: {("layer_skipping", "cpu"): lambda: rows})
+    monkeypatch.setattr(cli, "_benchmarks", lambda *_: {("layer_skipping", "cpu"): lambda: rows})
     code, out, _ = foredraft("bench", "decode", "--self")
     assert code == 0
     assert "n 8" in out

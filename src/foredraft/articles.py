@@ -24,6 +24,7 @@ ARTICLES = (
     Article(2, "speculative_decoding", "Speculative decoding"),
     Article(3, "layer_skipping", "A Transformer that drafts for itself"),
     Article(4, "self_speculation", "Self-speculative decoding with a searched plan"),
+    Article(5, "confidence_gating", "Gating on the target's confidence"),
 )
 
 

@@ -54,8 +54,12 @@ MEASURED = {
     "speculative_decoding": ("foredraft.benchmarks.decoding",),
     "layer_skipping": ("foredraft.benchmarks.self_drafting",),
     "self_speculation": ("foredraft.experiments.search_race",),
+    "confidence_gating": ("foredraft.experiments.gating_race",),
 }
 """The modules whose speed an article's recording holds; what they import goes with them."""
+
+WITH_PARAMETERS = ("self_speculation", "confidence_gating")
+"""The articles whose recording depends on their parameters."""
 
 Slug = Annotated[str, typer.Argument(help="The article, such as sampling.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
@@ -378,23 +382,38 @@ def record(
         str | None, typer.Argument(help="The article; without one, all that can be measured here.")
     ] = None,
     device: Device = "cpu",
+    profile: Annotated[
+        str | None, typer.Option(help="Overlay of params.yaml: other models than the pocket ones.")
+    ] = None,
 ) -> None:
     """Measure on this machine and keep it under data/recorded, for the notebooks to draw."""
     from foredraft import paths, recording
+    from foredraft.params import load as load_params
     from foredraft.provenance import stamp
 
-    for key, measure in _benchmarks().items():
+    if profile is not None and slug not in WITH_PARAMETERS:
+        raise ValueError(
+            f"profile {profile!r} is for {', '.join(WITH_PARAMETERS)}: name one of them, or leave "
+            "the profile out"
+        )
+    for key, measure in _benchmarks(profile).items():
         if key == (_known(slug, device) if slug else (key[0], device)):
             _progress.print(f"▶ {key[0]} on {device} …")
             inputs = [source for each in MEASURED[key[0]] if (source := paths.module(each))]
-            made_from = stamp(key[0], {}, inputs, device=device)
+            told: dict[str, Any] = {}
+            if key[0] in WITH_PARAMETERS:
+                told = load_params(key[0], {"profile": profile, "device": device}).model_dump(
+                    mode="json"
+                )
+            made_from = stamp(key[0], told, inputs, device=device)
             written = recording.record(key[0], device, measure(), made_from)
             _progress.print(f"✓ {paths.label(written)}")
 
 
-def _benchmarks() -> dict[tuple[str, str], Callable[[], "DataFrame"]]:
+def _benchmarks(profile: str | None = None) -> dict[tuple[str, str], Callable[[], "DataFrame"]]:
     """What can be measured: article and device."""
     from foredraft.benchmarks import decoding, sampling, self_drafting
+    from foredraft.experiments.gating_race import gating_benchmark
     from foredraft.experiments.search_race import search_benchmark
     from foredraft.params import load as load_params
 
@@ -409,8 +428,12 @@ def _benchmarks() -> dict[tuple[str, str], Callable[[], "DataFrame"]]:
         )
 
     def searching(device: str) -> Callable[[], "DataFrame"]:
-        params = load_params("self_speculation", {"device": device})
+        params = load_params("self_speculation", {"profile": profile, "device": device})
         return lambda: search_benchmark(params, report=_progress.print)
+
+    def gating(device: str) -> Callable[[], "DataFrame"]:
+        params = load_params("confidence_gating", {"profile": profile, "device": device})
+        return lambda: gating_benchmark(params, report=_progress.print)
 
     return {
         ("sampling", "cpu"): sampling.sampling_benchmark,
@@ -420,6 +443,8 @@ def _benchmarks() -> dict[tuple[str, str], Callable[[], "DataFrame"]]:
         ("layer_skipping", "cuda"): drafting_for_itself("cuda"),
         ("self_speculation", "cpu"): searching("cpu"),
         ("self_speculation", "cuda"): searching("cuda"),
+        ("confidence_gating", "cpu"): gating("cpu"),
+        ("confidence_gating", "cuda"): gating("cuda"),
     }
 
 

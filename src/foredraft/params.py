@@ -118,11 +118,38 @@ class SelfSpeculation(Section):
     exit_tokens: Annotated[int, Field(ge=3)]
 
 
+class ConfidenceGating(Section):
+    """Article 05; `plan` names the skip plan of the drafter that is one, `drafter` the first shown.
+
+    `thresholds` are tried for every gate, those of entropies scaled.
+    """
+
+    model: str
+    draft_model: str
+    plan: str
+    device: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    prompts: Literal["code", "chat"]
+    drafter: str
+    drafters: Annotated[tuple[str, ...], Field(min_length=1)]
+    temperature: Temperature
+    temperatures: tuple[Temperature, ...]
+    signal: Literal["confidence", "entropy", "margin"]
+    threshold: Annotated[float, Field(ge=0.0, le=1.0)]
+    thresholds: Annotated[tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...], Field(min_length=2)]
+    longest: Annotated[int, Field(ge=2)]
+    n_prompts: Annotated[int, Field(ge=2)]
+    max_new_tokens: Annotated[int, Field(ge=4)]
+    samples: Count
+    costs: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...]
+
+
 SECTIONS: Mapping[str, type[Section]] = {
     "sampling": Sampling,
     "speculative_decoding": SpeculativeDecoding,
     "layer_skipping": LayerSkipping,
     "self_speculation": SelfSpeculation,
+    "confidence_gating": ConfidenceGating,
 }
 
 
@@ -140,6 +167,10 @@ def load(
 def load(
     slug: Literal["self_speculation"], overrides: Mapping[str, Any] | None = None
 ) -> SelfSpeculation: ...
+@overload
+def load(
+    slug: Literal["confidence_gating"], overrides: Mapping[str, Any] | None = None
+) -> ConfidenceGating: ...
 @overload
 def load(slug: str, overrides: Mapping[str, Any] | None = None) -> Section: ...
 def load(slug: str, overrides: Mapping[str, Any] | None = None) -> Section:

@@ -1,0 +1,456 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 05 · Gating on the target's confidence
+#
+# **After each round the target's probability of the token that it has just emitted is known, for nothing. If it was unsure,
+# will the next draft fail? Then a round without a draft would be cheaper. The article gates like that, at a
+# threshold of 0.5. Whether it helps is a question about money: a gate has to beat the best drafts that never ask.**
+#
+# This article answers it on recorded texts, on which every policy there is can be replayed, and then asks the clock.
+#
+# *Needs*: nothing but this repository. *Takes*: about two minutes on two cores. *The code*: `foredraft.decoding` (`signal`, `gate`,
+# `gain`, `replay`); the tables below are made in `foredraft.experiments.confidence_gating`.
+
+# %% tags=["parameters"]
+profile = None  # "pocket", "smoke", "gemma2-9b"; None: what params.yaml says
+model = None
+draft_model = None
+plan = None  # the skip plan of the drafter that has one: a name in data/plans
+device = None
+drafter = None  # "draft model", "skip plan", "prompt lookup": the one that is looked at closely
+drafters = None  # those that are compared
+temperature = None
+temperatures = None
+signal = None  # "confidence", "entropy", "margin": what the rule of section 6 opens by
+threshold = None  # the article's gate
+longest = None  # the most tokens of a draft
+n_prompts = None  # to tune policies on, and as many to judge them by
+max_new_tokens = None
+seed = None
+
+# %%
+import pandas as pd
+import torch
+from IPython.display import Markdown, display
+
+import foredraft as fd
+from foredraft import figures, paths, recording, results
+from foredraft.experiments import confidence_gating as experiment
+from foredraft.experiments.gating_race import known_costs
+from foredraft.params import load as load_params
+from foredraft.plots import confidence_gating as draw
+from foredraft.plots.token_fates import fates as draw_fates
+from foredraft.provenance import stamp
+
+overrides = {
+    "profile": profile,
+    "model": model,
+    "draft_model": draft_model,
+    "plan": plan,
+    "device": device,
+    "drafter": drafter,
+    "drafters": drafters,
+    "temperature": temperature,
+    "temperatures": temperatures,
+    "signal": signal,
+    "threshold": threshold,
+    "longest": longest,
+    "n_prompts": n_prompts,
+    "max_new_tokens": max_new_tokens,
+    "seed": seed,
+}
+params = load_params("confidence_gating", overrides)
+recordings = recording.recordings("confidence_gating")
+recorded = recordings.get(params.device, recordings["cpu"])
+made_from = stamp(
+    "confidence_gating",
+    params.model_dump(mode="json"),
+    [
+        paths.notebook("confidence_gating"),
+        *(paths.prompts(kind) for kind in ("pocket", "chat")),
+        paths.plan(params.plan),
+        *(file for name in (params.model, params.draft_model) for file in paths.weights(name)),
+        *paths.recordings("confidence_gating"),
+    ],
+    device=params.device,
+)
+
+# %% [markdown]
+# ## 1 · The rule
+#
+# A gate is asked once a round, row by row: draft, or let the target decode one token? It sees the target's confidence
+# in the token that stands last. That token is verified text, so whatever the gate decides, the law of the output is the
+# target's: this is enumerated on tiny models, for every gate there is, and a gate that looks at a token which is *not* verified yet is caught by the same test.
+
+# %%
+found = experiment.subject(params.drafter, params)
+prompt = found.held_out[0].ids
+made = fd.generate(
+    found.target,
+    [prompt],
+    sampler=fd.Sampler(temperature=params.temperature),
+    max_new_tokens=params.max_new_tokens,
+    drafter=found.drafter,
+    gate=fd.ConfidenceGate(params.threshold),
+    generator=torch.Generator(found.target.device).manual_seed(params.seed),
+)
+made.trace.table().head(8).round(3)
+
+# %% [markdown]
+# A line a round: `gate_open` says what was decided by the `confidence` of the line *before*.
+#
+# ## 2 · Record once, replay every policy
+#
+# Policies differ by a few per cent, texts by far more. So all of them are judged on the *same* texts and the same drafts. The target writes
+# the texts alone. Then, behind every token of every text, the drafter makes one draft, coupled to what the text goes on with: a drafted
+# token is the text's with chance min(1, q/p), else it is drawn from what is left of q, and from there on the draft goes its own way. That is exactly the law of drafts
+# given the text, so a policy that is led along the text meets the rounds that it would have met in decoding (`decoding/replay.py`). No model is asked again.
+
+# %%
+names = list(dict.fromkeys([params.drafter, *params.drafters]))
+main = (params.drafter, params.temperature)
+pairs = [(name, heat) for name in names for heat in sorted({*params.temperatures, main[1]})]
+subjects = {name: experiment.subject(name, params) for name in names}
+tuning, held_out, costs = {}, {}, {}
+for name, heat in pairs:
+    of = subjects[name]
+    tuning[name, heat] = experiment.script(of, params, temperature=heat)
+    held_out[name, heat] = experiment.script(of, params, temperature=heat, held_out=True)
+    costs[name, heat] = known_costs(recorded.table, of, heat, params.longest)
+
+# %% [markdown]
+# What the rounds cost comes from a recording on the machine named in section 9, in units of a plain round. Policies with a number to choose are tuned on
+# one half of the prompts; all that is said below is of the other half.
+
+# %%
+parts = []
+policies = {}
+for name, heat in pairs:
+    rows, policies[name, heat] = experiment.judged(
+        tuning[name, heat], held_out[name, heat], costs[name, heat], params
+    )
+    parts.append(rows.assign(drafter=name, temperature=heat))
+judged = pd.concat(parts, ignore_index=True)
+
+# %% [markdown]
+# First, does the replay tell the truth? The same policies, decoded in earnest with other coins, beside their replay.
+
+# %%
+confirmation = pd.concat(
+    [
+        experiment.confirmed(
+            subjects[pair[0]],
+            held_out[pair],
+            policies[pair],
+            params.model_copy(update={"temperature": pair[1]}),
+        ).assign(drafter=pair[0], temperature=pair[1])
+        for pair in [pair for pair in pairs if pair[1] > 0] or pairs
+    ],
+    ignore_index=True,
+)
+figures.save(draw.confirmed(confirmation), "confidence_gating", "confirmed", made_from)
+
+# %%
+largest = float(confirmation["z"].abs().max())
+assert largest < 5
+display(
+    Markdown(
+        f"{len(confirmation)} policies: the largest difference is **{largest:.1f}** standard errors. (They are not independent, being judged on the same texts. On tiny models the joint law of texts and rounds is enumerated to 1e-12, outcomes of sampled drafts pass χ² tests at 0.1 %, and greedy rounds agree one by one.)"
+    )
+)
+
+# %% [markdown]
+# ## 3 · What the target's confidence tells
+#
+# Of all places where a draft could start: the share of first tokens that are accepted, by the target's confidence in the token before.
+
+# %%
+kinds = [prompt.kind for prompt in found.held_out]
+firsts = {pair: experiment.firsts(held_out[pair], kinds) for pair in pairs}
+curves = pd.concat(
+    [
+        experiment.reliability(table, params.signal).assign(drafter=name, temperature=heat)
+        for (name, heat), table in firsts.items()
+    ],
+    ignore_index=True,
+)
+figures.save(draw.reliability(curves), "confidence_gating", "reliability", made_from)
+
+# %%
+order = sorted(pairs, key=lambda pair: pair != main)
+auc = pd.concat(
+    [
+        experiment.discrimination(firsts[pair]).assign(drafter=pair[0], temperature=pair[1])
+        for pair in order
+    ],
+    ignore_index=True,
+)
+figures.save(draw.discrimination(auc), "confidence_gating", "discrimination", made_from)
+
+# %%
+overall = auc[auc.kind == "all"].pivot_table(
+    index=["drafter", "temperature"], columns="signal", values="auc"
+)
+of_main = overall.loc[main]
+display(
+    Markdown(
+        f"With a {main[0]} at temperature {main[1]:g} the target's confidence sorts accepted from rejected with an AUC of **{of_main['confidence']:.2f}**, its entropy {of_main['entropy']:.2f}; "
+        f"0.5 is a coin. "
+        + (
+            f"The draft's own confidence in the token, known only after it is drafted, has {of_main['draft_confidence']:.2f}."
+            if "draft_confidence" in of_main
+            and of_main["draft_confidence"] == of_main["draft_confidence"]
+            else ""
+        )
+    )
+)
+overall.round(3)
+
+# %% [markdown]
+# ## 4 · How much there is to win
+#
+# Before any rule is polished: the best fixed length, the best that a rule makes of *everything* known when it decides (boosted trees over all signals of target and draft, “all signals”), and a
+# clairvoyant who knows beforehand what will be accepted. Gains are over the best fixed length, with 95 % intervals over texts. The trees know both sides' signals and no more: an estimate, not a bound.
+
+# %%
+figures.save(draw.policies(judged), "confidence_gating", "policies", made_from)
+
+# %%
+gain = judged.set_index(["drafter", "temperature", "policy"])
+known = [gain.loc[(*pair, "all signals"), "gain"] for pair in pairs]
+ours = [gain.loc[(*pair, "expected gain"), "gain"] for pair in pairs]
+told = [gain.loc[(*pair, "the article's gate"), "gain"] for pair in pairs]
+bound = [gain.loc[(*pair, "clairvoyant"), "gain"] for pair in pairs]
+by_target, by_draft = (
+    judged[judged.policy == name].gain for name in ("confidence gate", "draft's confidence")
+)
+small = max(max(known), max(ours)) < 1.05
+display(
+    Markdown(
+        f"All signals together bring {min(known) - 1:+.1%} to **{max(known) - 1:+.1%}** over the best fixed length, the rule of section 6 {min(ours) - 1:+.1%} to {max(ours) - 1:+.1%}, "
+        f"the article's gate {min(told) - 1:+.1%} to {max(told) - 1:+.1%}; the clairvoyant has {min(bound) - 1:+.0%} to {max(bound) - 1:+.0%}. "
+        + (
+            "**What can be known beforehand is worth less than 5 %**; nearly all that a clairvoyant gains is in what nobody knows yet."
+            if small
+            else "So what is known beforehand is worth something here; the clairvoyant's rest is in what nobody knows yet."
+        )
+        + f" A gate on the *target's* confidence, its threshold tuned, gains {by_target.min() - 1:+.1%} to **{by_target.max() - 1:+.1%}**; "
+        f"a stop by the *draft's* confidence, where it has one, {by_draft.min() - 1:+.1%} to **{by_draft.max() - 1:+.1%}**."
+    )
+)
+judged.assign(
+    gain=[f"{row.gain:.3f} ± {1.96 * row.gain_sem:.3f}" for row in judged.itertuples()]
+).pivot(index="policy", columns=["drafter", "temperature"], values="gain").reindex(
+    judged.policy.unique()
+)
+
+# %% [markdown]
+# ## 5 · The article's rule, at every threshold
+#
+# Each threshold with the draft length that suits it best, chosen on these very texts: kinder to the gate than is fair.
+
+# %%
+swept = pd.concat(
+    [
+        experiment.by_threshold(held_out[main], costs[main], params, signal=each)
+        for each in ("confidence", "entropy", "margin")
+    ],
+    ignore_index=True,
+)
+fixed = float(gain.loc[(*main, "fixed length"), "speedup"])
+figures.save(draw.thresholds(swept, fixed), "confidence_gating", "thresholds", made_from)
+
+# %%
+by_confidence = swept[swept.signal == "confidence"]
+top = by_confidence.loc[by_confidence.speedup.idxmax()]
+display(
+    Markdown(
+        f"{main[0].capitalize()}, temperature {main[1]:g}: the best threshold is **{top.threshold:g}**, which keeps {top.closed:.0%} of the rounds from drafting "
+        f"({top.speedup:.3f}×; a fixed length tuned elsewhere has {fixed:.3f}×)."
+    )
+)
+
+# %% [markdown]
+# ## 6 · Thresholds as outcomes
+#
+# Decoding is paid in tokens and charged in time. At the best attainable rate λ\* a further drafted token is worth its time if
+#
+# $$A_k\,\hat\alpha_{k+1} > \lambda^*\,(t_\text{draft} + t_\text{verify}(k+1) - t_\text{verify}(k)),$$
+#
+# and a draft at all by the same comparison at its best length. The chances are calibrated, isotonic in what is known at the time: before the
+# draft the target's confidence, within it the draft's. λ\* follows from the rule itself, told its own rate until it stays. Nobody chooses a threshold.
+# To look at each drafted token takes time too (timed: section 9), so the rule may leave that, and then its gate stands before drafts of one length.
+
+# %%
+best_rule = policies[main]["expected gain"]
+rule = best_rule.gate.rule
+looks = best_rule.stop.begin(1).watches is not None
+figures.save(
+    draw.curves(experiment.curves_of(rule), rule.least_opening),
+    "confidence_gating",
+    "curves",
+    made_from,
+)
+
+# %%
+display(
+    Markdown(
+        f"λ* = {rule.rate:.2f} tokens in the time of a plain step. A draft pays from a first token's chance of **{rule.least_opening:.2f}** on; "
+        f"it {'looks at each drafted token' if looks else f'drafts {best_rule.length} tokens without a look'}; the gate keeps {gain.loc[(*main, 'expected gain'), 'closed']:.0%} of the rounds from drafting, and drafts are {gain.loc[(*main, 'expected gain'), 'drafted']:.1f} tokens a round on average."
+    )
+)
+
+# %% [markdown]
+# ## 7 · On which machine could a gate matter?
+#
+# The same recorded drafts, on machines where a draft step costs another share c of a plain step (verification costs one plain step, and a look nothing). Everything is tuned anew for each c.
+# The baseline is the best fixed length, or never to draft where that is better. At the temperature of the parameters; when greedy, stops gain more (section 4).
+
+# %%
+machines = pd.concat(
+    [
+        experiment.by_cost(tuning[name, heat], held_out[name, heat], params, params.costs).assign(
+            drafter=name
+        )
+        for name, heat in pairs
+        if heat == main[1]
+    ],
+    ignore_index=True,
+)
+figures.save(draw.by_cost(machines), "confidence_gating", "by_cost", made_from)
+
+# %%
+gate_gain = machines[(machines.policy == "confidence gate") & (machines.drafter == main[0])]
+rule_gain = machines[(machines.policy == "expected gain") & (machines.drafter == main[0])]
+most = rule_gain.loc[rule_gain.gain.idxmax()]
+display(
+    Markdown(
+        f"{main[0].capitalize()}: a confidence gate brings at most {gate_gain.gain.max() - 1:+.1%} (at c = {gate_gain.loc[gate_gain.gain.idxmax(), 'cost']:g}), the rule of section 6 "
+        f"**{most.gain - 1:+.1%}** (at c = {most.cost:g}). Where drafts are nearly free a gate has nothing to save; where they cost as much as they bring, not drafting is as good."
+    )
+)
+
+# %% [markdown]
+# ## 8 · Hits and misses
+#
+# One text as the article's gate decodes it: each token on the ground of the target's confidence in it, which is what the gate sees before the next.
+
+# %%
+length = policies[main]["fixed length"].length
+fate = experiment.fates(found, held_out[main], experiment.article(length, params), text=0)
+figures.save(draw_fates(fate), "confidence_gating", "fates", made_from)
+
+# %%
+at_threshold = firsts[main].assign(
+    gate=lambda table: (table.confidence >= params.threshold).map(
+        {True: "drafts", False: "does not draft"}
+    )
+)
+share = pd.crosstab(
+    at_threshold.gate,
+    at_threshold.accepted.map({True: "first token would stand", False: "it would not"}),
+    normalize="all",
+)
+missed = (
+    share.loc["does not draft", "first token would stand"]
+    if "does not draft" in share.index
+    else 0.0
+)
+display(
+    Markdown(
+        f"Of all places of all held-out texts: at **{missed:.0%}** of them the article's gate does not draft though the first token would have stood."
+    )
+)
+share.round(3)
+
+# %% [markdown]
+# ## 9 · The clock
+
+# %%
+timed = experiment.timed(recorded.table)
+gates = recorded.table[recorded.table.strategy == "gate"]
+where = f"{recorded.machine.name}, {recorded.date}"
+changed = ", ".join(recorded.source_changed) or "nothing"
+display(Markdown(f"*Recorded on* {where}. *Of its sources, changed since:* {changed}."))
+figures.save(draw.timed(timed), "confidence_gating", "timed", made_from)
+
+# %%
+beside = experiment.against_fixed(timed)
+clock_rule = beside[beside.policy == "expected gain"]
+clock_article = beside[beside.policy == "the article's gate"]
+display(
+    Markdown(
+        f"By the clock, rounds alone: the rule of section 6 is {clock_rule.gain.min():.2f} to {clock_rule.gain.max():.2f} times as fast as the best fixed length (median {clock_rule.gain.median():.2f}; twelve prompts tell no difference of a few per cent from none), the article's gate "
+        f"{clock_article.gain.min():.2f} to {clock_article.gain.max():.2f} times (median {clock_article.gain.median():.2f}). To look and to decide takes {gates.share_median.max():.2%} of a plain step in the median for the dearest signal."
+    )
+)
+beside[
+    [
+        "drafter",
+        "sampler",
+        "policy",
+        "speedup_median",
+        "rounds_speedup",
+        "gain",
+        "foretold",
+        "drafted",
+        "n",
+    ]
+].round(3)
+
+# %% [markdown]
+# ## 10 · The results
+
+# %%
+values, claims = experiment.findings(judged, auc, confirmation, timed, gates)
+everything = pd.concat(
+    [
+        judged.assign(part="policies"),
+        curves.assign(part="reliability"),
+        auc.assign(part="discrimination"),
+        confirmation.assign(part="confirmed"),
+        swept.assign(part="thresholds"),
+        experiment.curves_of(rule).assign(part="curves"),
+        machines.assign(part="by_cost"),
+        fate.drop(columns="text").assign(part="fates"),
+    ],
+    ignore_index=True,
+)
+results.write("confidence_gating", everything, values, claims, made_from)
+pd.DataFrame(
+    [
+        {"claim": claim.text, "ours": results.ours(claim, results.flattened(values))}
+        for claim in claims
+    ]
+)
+
+# %% [markdown]
+# ## 11 · What surprised us
+#
+# * **Confidence in the last token says little about the next.** It is a statement about the token that has been settled.
+# * **A gate has to beat a short draft, not a bad one.** Where drafts fail often, the best fixed length is short already, and then there is little left to save.
+# * **A fixed threshold is a loss wherever drafts are cheap.** It keeps rounds from drafting that would have paid at half the confidence.
+# * **The draft knows more than the target.** Where anything helps, it is the draft's own confidence in what it has drafted, when greedy; a stop, not a gate.
+# * **Replay costs nothing.** One recording serves thousands of policies, on the same texts and drafts; by decoding, differences of a per cent would drown in the texts.
+#
+# Next: [06, teaching a vision-language model](../README.md#the-articles).
+
+# %%
+display(
+    Markdown(
+        f"*Made from* `{len(made_from.inputs)}` *inputs; versions:* `{dict(made_from.versions)}`"
+    )
+)
