@@ -445,7 +445,7 @@ def test_where_a_round_is_the_sum_of_its_parts_so_is_what_is_measured(monkeypatc
     decoder = fd.Decoder.from_hf(of_transformers(n_layers=3))
     clock = Toll(decoder, attention=2.0, mlp=3.0, head=0.0)
     subject = Candidate("tiny", decoder, [[1, 2, 3], [4, 5]], [[6, 7], [8]])
-    monkeypatch.setattr(plan_search, "MEASURED_TOKENS", 24)
+    monkeypatch.setattr(plan_search, "MEASURED_TOKENS", 14)
     monkeypatch.setattr(self_speculation, "VERIFIED", (1, 3))
     monkeypatch.setattr(self_speculation, "AFTER_EXITS", (1, 3))
     timed = self_speculation.round_costs(

@@ -8,6 +8,7 @@ import torch
 
 import foredraft as fd
 from foredraft.decoding.theory import Costs
+from foredraft.decoding.trace import Round, RowRound, Trace
 from foredraft.search.objective import (
     ByBytes,
     ByClock,
@@ -58,6 +59,27 @@ def test_later_starts_are_weighed_by_what_happened_before():
     found = rounds(chances([0.0, 1.0, 0.0, 1.0, 0.0]), 1)
     assert found.count.tolist() == [3]
     assert float(found.tokens[0] / found.count[0]) == pytest.approx(5 / 3)
+
+
+def decoded_as(*rounds: tuple[int, int]) -> Trace:
+    """A prefill, then rounds of so many drafts of which so many stand."""
+    rows = [
+        RowRound(0, drafted, accepted, (1,) * (accepted + 1), "recovered", True, 0.5)
+        for drafted, accepted in [(0, 0), *rounds]
+    ]
+    return Trace(tuple(Round(index, (row,)) for index, row in enumerate(rows)))
+
+
+def test_rounds_are_counted_by_what_they_drafted_and_the_prefill_is_none():
+    texts = decoded_as((2, 1), (2, 2), (0, 0)), decoded_as((2, 0), (2, 2), (1, 1))
+    found = Rounds.counted(texts, 3)
+    assert (found.length, found.places) == (3, 6)
+    assert found.by_drafted.tolist() == [[1, 0, 2, 0], [0, 1, 2, 0]]
+    assert found.accepted.tolist() == [3, 3]
+    assert found.tokens.tolist() == [6, 6]
+    assert found.drafted.tolist() == [4, 5]
+    costs = Costs(target=10.0, draft=1.0, verify={1: 11.0, 2: 13.0, 3: 14.0}, other=0.5)
+    assert found.time(costs).tolist() == [10 + 2 * 15.5, 12.5 + 2 * 15.5]
 
 
 def test_decoded_rounds_are_counted_text_by_text_after_the_prefill():
