@@ -366,7 +366,7 @@ def drafters(dtype: torch.dtype = torch.float32) -> dict[str, object]:
         "hot model": fd.ModelDrafter(target(dtype), HOT),
         "skipping": fd.SelfDrafter(fd.SkipPlan(attn=[1], mlp=[0])),
         "early exit": fd.SelfDrafter(fd.SkipPlan.early_exit(1, 2)),
-        "some tokens": fd.SelfDrafter(fd.SkipPlan(mlp=[1]), vocabulary=range(5)),
+        "some tokens": fd.SelfDrafter(fd.SkipPlan(mlp=[0]), vocabulary=range(5)),
         "lookup": fd.PromptLookupDrafter(),
         "scripted": Scripted(lambda text, limit: [(3 * text[-1] + 1) % WORDS] * (len(text) % 3)),
     }
@@ -499,6 +499,58 @@ def test_texts_may_have_unequal_lengths(drafter):
     for row, n in enumerate(lengths):
         alone = generated(drafter, "confident", n, PROMPTS[row : row + 1]).trace
         assert_same({row: by_row(trace)[row]}, by_row(alone, named=row))
+
+
+@pytest.mark.parametrize("drafter", ["lookup", "scripted"])
+def test_a_draft_that_is_shorter_than_it_may_be_is_accepted_no_further(drafter):
+    script = greedy_script(drafter)
+    assert int(script.lengths.min()) < LONG
+    assert bool((script.accepted <= script.lengths).all())
+
+
+def test_behind_the_end_of_a_text_the_drafter_goes_on_as_it_likes(monkeypatch):
+    """Whatever was read there in place of the text, and though every coin says yes."""
+    monkeypatch.setattr(
+        replaying, "accepts", lambda uniforms, chances: torch.ones_like(chances) > 0
+    )
+    texts, place, draft = [greedy_texts()[0][:5], greedy_texts()[1]], 2, target()
+    drafter = fd.ModelDrafter(draft, GREEDY)
+    drafts = recording("model", texts, drafter=drafter).drafts[0, place].tolist()
+    assert drafts[:2] == texts[0][place + 1 :]
+    for n in (2, 3):
+        written = torch.tensor([[*PROMPTS[0], *texts[0][: place + 1], *drafts[:n]]])
+        assert drafts[n] == int(draft(written)[0, -1].argmax())
+
+
+@dataclass
+class Onlooker:
+    """A drafter that notes what it is shown; its one-hot drafts are all token 0."""
+
+    def begin(self, job):
+        self.target, self.settled, self.read = job.target, [], []
+        return self
+
+    def propose(self, text, limits, stop, *, generator):
+        self.read.append((list(text.lengths), self.target.cache.lengths))
+        probs = torch.zeros(len(limits), 1, WORDS)
+        probs[..., 0] = 1.0
+        tokens = torch.zeros(len(limits), 1, dtype=torch.int64)
+        return Draft(tokens, probs, tokens[:, 0] + 1)
+
+    def settle(self, text):
+        self.settled.append(list(text.lengths))
+
+    def keep_rows(self, rows):
+        pass
+
+
+def test_a_drafter_finds_at_each_place_what_the_loop_would_show_it():
+    """The text so far, settled, and read by the target but for its last token."""
+    drafter = Onlooker()
+    recording("model", greedy_texts(), drafter=drafter)
+    wanted = [[len(prompt) + n for prompt in PROMPTS] for n in range(1, NEW_TOKENS - 1)]
+    assert drafter.settled == wanted
+    assert drafter.read == [(ends, tuple(end - 1 for end in ends)) for ends in wanted]
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
