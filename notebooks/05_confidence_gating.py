@@ -21,8 +21,8 @@
 #
 # This article answers it on recorded texts, on which every policy there is can be replayed, and then asks the clock.
 #
-# *Needs*: nothing but this repository. *Takes*: about two minutes on two cores. *The code*: `foredraft.decoding` (`signal`, `gate`,
-# `gain`, `replay`); the tables below are made in `foredraft.experiments.confidence_gating`.
+# *Needs*: nothing but this repository. *Takes*: about three minutes on two cores. *The code*: `foredraft.decoding` (`signal`, `gate`,
+# `gain`, `replay`); the tables below are made in `foredraft.experiments` (`confidence_gating`, `gating_policies`, `gating_chances`).
 
 # %% tags=["parameters"]
 profile = None  # "pocket", "smoke", "gemma2-9b"; None: what params.yaml says
@@ -49,6 +49,8 @@ from IPython.display import Markdown, display
 import foredraft as fd
 from foredraft import figures, paths, recording, results
 from foredraft.experiments import confidence_gating as experiment
+from foredraft.experiments.gating_chances import firsts
+from foredraft.experiments.gating_policies import article
 from foredraft.experiments.gating_race import known_costs
 from foredraft.params import load as load_params
 from foredraft.plots import confidence_gating as draw
@@ -179,11 +181,11 @@ display(
 
 # %%
 kinds = [prompt.kind for prompt in found.held_out]
-firsts = {pair: experiment.firsts(held_out[pair], kinds) for pair in pairs}
+first_tokens = {pair: firsts(held_out[pair], kinds) for pair in pairs}
 curves = pd.concat(
     [
         experiment.reliability(table, params.signal).assign(drafter=name, temperature=heat)
-        for (name, heat), table in firsts.items()
+        for (name, heat), table in first_tokens.items()
     ],
     ignore_index=True,
 )
@@ -193,7 +195,7 @@ figures.save(draw.reliability(curves), "confidence_gating", "reliability", made_
 order = sorted(pairs, key=lambda pair: pair != main)
 auc = pd.concat(
     [
-        experiment.discrimination(firsts[pair]).assign(drafter=pair[0], temperature=pair[1])
+        experiment.discrimination(first_tokens[pair]).assign(drafter=pair[0], temperature=pair[1])
         for pair in order
     ],
     ignore_index=True,
@@ -350,11 +352,11 @@ display(
 
 # %%
 length = policies[main]["fixed length"].length
-fate = experiment.fates(found, held_out[main], experiment.article(length, params), text=0)
+fate = experiment.fates(found, held_out[main], article(length, params), text=0)
 figures.save(draw_fates(fate), "confidence_gating", "fates", made_from)
 
 # %%
-at_threshold = firsts[main].assign(
+at_threshold = first_tokens[main].assign(
     gate=lambda table: (table.confidence >= params.threshold).map(
         {True: "drafts", False: "does not draft"}
     )

@@ -17,7 +17,9 @@ from foredraft.benchmarks.gating import RoundCosts
 from foredraft.decoding.replay import Script, replay
 from foredraft.decoding.theory import Costs
 from foredraft.experiments import confidence_gating as gating
-from foredraft.experiments.confidence_gating import Policy, Subject
+from foredraft.experiments import gating_chances, gating_policies
+from foredraft.experiments.confidence_gating import Subject
+from foredraft.experiments.gating_policies import Policy
 from foredraft.experiments.speculative_decoding import Prompt
 from tests.decoding.conftest import tiny
 
@@ -89,15 +91,15 @@ def test_texts_are_the_same_for_all_drafters_and_others_when_held_out(subject, t
 @pytest.mark.parametrize("length", range(1, LONGEST + 1))
 def test_a_table_of_one_length_is_that_fixed_length(held_out, length):
     policy = Policy("fixed length", fd.FixedLength(length))
-    by_rule = gating.played(held_out, policy, COSTS)
+    by_rule = gating_policies.played(held_out, policy, COSTS)
     table = np.full(held_out.accepted.shape, length)
-    by_table = gating.followed(held_out, table, PARTS)
+    by_table = gating_policies.followed(held_out, table, PARTS)
     for name in ("tokens", "rounds", "drafted", "accepted", "closed", "time"):
         assert getattr(by_table, name).tolist() == pytest.approx(getattr(by_rule, name).tolist())
 
 
 def test_never_to_draft_takes_a_plain_step_a_token(held_out):
-    outcome = gating.played(held_out, Policy("never"), COSTS)
+    outcome = gating_policies.played(held_out, Policy("never"), COSTS)
     assert outcome.tokens.tolist() == outcome.time.tolist() == [13.0] * len(TEXTS)
     assert outcome.speedup(COSTS).mean == 1
     assert outcome.gain(outcome).mean == 1
@@ -108,9 +110,9 @@ def test_an_outcome_adds_up_what_rounds_cost_by_hand():
     lines = pd.DataFrame(
         {"row": [0] * 3, "drafted": [0, 2, 3], "accepted": [0, 2, 1], "emitted": [1, 3, 2]}
     ).assign(gate_open=[False, True, True])
-    outcome = gating.Outcome.of(lines, PARTS)
+    outcome = gating_policies.Outcome.of(lines, PARTS)
     assert outcome.time.tolist() == pytest.approx([1 + 1.85 + 2.25])
-    asked = gating.Outcome.of(lines.assign(gate_open=True), PARTS)
+    asked = gating_policies.Outcome.of(lines.assign(gate_open=True), PARTS)
     assert asked.time.tolist() == pytest.approx([1.05 + 1.85 + 2.25]), "asked in vain"
     assert asked.closed.tolist() == [0]
     assert (outcome.tokens[0], outcome.rounds[0], outcome.closed[0]) == (6, 3, 1)
@@ -119,10 +121,10 @@ def test_an_outcome_adds_up_what_rounds_cost_by_hand():
 
 def test_a_gate_of_nought_is_the_fixed_length_and_one_of_one_is_never(held_out):
     always, never = (
-        gating.played(held_out, Policy("", fd.FixedLength(2), fd.ConfidenceGate(t)), COSTS)
+        gating_policies.played(held_out, Policy("", fd.FixedLength(2), fd.ConfidenceGate(t)), COSTS)
         for t in (0, 1)
     )
-    fixed = gating.played(held_out, Policy("", fd.FixedLength(2)), COSTS)
+    fixed = gating_policies.played(held_out, Policy("", fd.FixedLength(2)), COSTS)
     assert always.time.tolist() == fixed.time.tolist()
     assert never.time.tolist() == [13.0] * len(TEXTS)
     assert never.closed.tolist() == never.rounds.tolist()
@@ -133,19 +135,19 @@ def test_the_clairvoyant_is_the_best_of_all_tables_of_lengths():
     recorded = written(*accepted)
     least = [math.inf, math.inf]
     for row in product(range(LONGEST + 1), repeat=4):
-        time = gating.followed(recorded, np.array([row, row]), PARTS).time
+        time = gating_policies.followed(recorded, np.array([row, row]), PARTS).time
         least = [min(pair) for pair in zip(least, time.tolist(), strict=True)]
-    best = gating.followed(recorded, gating.clairvoyant(recorded, PARTS), PARTS)
+    best = gating_policies.followed(recorded, gating_policies.clairvoyant(recorded, PARTS), PARTS)
     assert best.time.tolist() == pytest.approx(least)
     assert best.accepted.tolist() == best.drafted.tolist()
 
 
 def test_what_a_drafter_has_not_drafted_costs_no_more_than_asking_it():
     recorded = written([0, 0, 0], lengths=0)
-    outcome = gating.followed(recorded, np.full((1, 3), 2), PARTS)
+    outcome = gating_policies.followed(recorded, np.full((1, 3), 2), PARTS)
     assert outcome.drafted.tolist() == [0]
     assert outcome.time.tolist() == pytest.approx([4 + 3 * PARTS.other])
-    played = gating.played(recorded, Policy("", fd.FixedLength(2)), COSTS)
+    played = gating_policies.played(recorded, Policy("", fd.FixedLength(2)), COSTS)
     assert played.time.tolist() == outcome.time.tolist()
 
 
@@ -158,7 +160,7 @@ def test_no_policy_is_faster_than_the_clairvoyant(tuning, held_out):
     assert set(policies) == set(table["policy"]) - {"all signals", "clairvoyant"}
     assert (table["n"] == len(TEXTS)).all()
     for name in policies:
-        again = gating.played(held_out, policies[name], COSTS)
+        again = gating_policies.played(held_out, policies[name], COSTS)
         assert known.loc[name, "speedup"] == pytest.approx(again.speedup(COSTS).mean)
 
 
@@ -166,37 +168,39 @@ def test_each_kind_is_tuned_to_its_best_on_the_texts_it_is_shown(tuning):
     chosen = settings()
     found = gating.tuned(tuning, COSTS, chosen)
     for name, options in {
-        "fixed length": gating.fixed(chosen),
-        "confidence gate": gating.gated("confidence", chosen),
-        "entropy gate": gating.gated("entropy", chosen),
-        "draft's confidence": gating.exits(chosen),
+        "fixed length": gating_policies.fixed(chosen),
+        "confidence gate": gating_policies.gated("confidence", chosen),
+        "entropy gate": gating_policies.gated("entropy", chosen),
+        "draft's confidence": gating_policies.exits(chosen),
     }.items():
-        times = [gating.played(tuning, each, COSTS).time.sum() for each in options]
-        assert gating.played(tuning, found[name], COSTS).time.sum() == min(times)
+        times = [gating_policies.played(tuning, each, COSTS).time.sum() for each in options]
+        assert gating_policies.played(tuning, found[name], COSTS).time.sum() == min(times)
     assert found["the article's gate"].gate == fd.ConfidenceGate(chosen.threshold)
     assert found["the article's gate"].length == found["fixed length"].length
 
 
 def test_the_rule_of_expected_gain_is_told_the_rate_that_it_attains(tuning):
-    policy = gating.expected_gain(tuning, COSTS, settings())
-    attained = gating.played(tuning, policy, COSTS).speedup(COSTS).mean
+    policy = gating_chances.expected_gain(tuning, COSTS, settings())
+    attained = gating_policies.played(tuning, policy, COSTS).speedup(COSTS).mean
     assert policy.gate.rule.rate == pytest.approx(attained, rel=1e-3)
 
 
 def test_the_rule_never_loses_to_a_fixed_length_where_it_is_tuned(tuning):
-    rule = gating.expected_gain(tuning, COSTS, settings())
-    fixed = gating.best_of(tuning, gating.fixed(settings()), COSTS)
-    times = [gating.played(tuning, each, COSTS).time.sum() for each in (rule, fixed)]
+    rule = gating_chances.expected_gain(tuning, COSTS, settings())
+    fixed = gating_policies.best_of(tuning, gating_policies.fixed(settings()), COSTS)
+    times = [gating_policies.played(tuning, each, COSTS).time.sum() for each in (rule, fixed)]
     assert times[0] <= times[1] + 1e-9
 
 
 def test_where_looking_is_dear_the_rule_leaves_it(tuning):
     dear = replace(PARTS, draft=2.0)
-    policy = gating.expected_gain(tuning, RoundCosts(PARTS, dear), settings())
+    policy = gating_chances.expected_gain(tuning, RoundCosts(PARTS, dear), settings())
     assert policy.stop.begin(1).watches is None
     exit_alone = Policy("", fd.ConfidenceExit(0.0, 2))
-    time = gating.played(tuning, exit_alone, RoundCosts(PARTS, dear)).time
-    fixed = gating.played(tuning, Policy("", fd.FixedLength(2)), RoundCosts(dear, PARTS)).time
+    time = gating_policies.played(tuning, exit_alone, RoundCosts(PARTS, dear)).time
+    fixed = gating_policies.played(
+        tuning, Policy("", fd.FixedLength(2)), RoundCosts(dear, PARTS)
+    ).time
     assert time.tolist() == fixed.tolist()
 
 
@@ -207,22 +211,22 @@ def test_a_drafter_without_laws_gets_one_length_and_a_gate(subject):
     )
     recorded = gating.script(lookup, settings(), temperature=0.0)
     assert not recorded.signals
-    policy = gating.expected_gain(recorded, COSTS, settings())
+    policy = gating_chances.expected_gain(recorded, COSTS, settings())
     assert 1 <= policy.length <= LONGEST
     assert "draft's confidence" not in gating.tuned(recorded, COSTS, settings())
-    lengths = gating.informed(recorded, recorded, COSTS)
+    lengths = gating_chances.informed(recorded, recorded, COSTS)
     assert lengths.shape == tuple(recorded.accepted.shape)
 
 
 def test_what_all_signals_say_is_a_length_for_every_place(tuning, held_out):
-    lengths = gating.informed(tuning, held_out, COSTS)
+    lengths = gating_chances.informed(tuning, held_out, COSTS)
     assert lengths.shape == tuple(held_out.accepted.shape)
     assert lengths.min() >= 0
     assert lengths.max() <= LONGEST
 
 
 def test_first_tokens_come_with_what_was_known_before_them(held_out):
-    table = gating.firsts(held_out, KINDS)
+    table = gating_chances.firsts(held_out, KINDS)
     for row in table.sample(20, random_state=0).to_dict("records"):
         text, place = row["text"], row["place"]
         assert row["accepted"] == (held_out.accepted[text, place] > 0)
@@ -234,7 +238,7 @@ def test_first_tokens_come_with_what_was_known_before_them(held_out):
 
 
 def test_drafted_tokens_are_listed_as_far_as_all_before_them_stand():
-    table = gating.tokens_drafted(written([2, 0], [3, 1]))
+    table = gating_chances.tokens_drafted(written([2, 0], [3, 1]))
     told = {
         (row["text"], row["place"], row["k"]): (row["stands"], row["next"])
         for row in table.to_dict("records")
@@ -285,7 +289,7 @@ def test_bins_of_a_signal_hold_as_many_places_and_intervals_their_shares():
 
 
 def test_thresholds_go_from_always_to_never_for_every_signal(held_out):
-    for signal in gating.GATES:
+    for signal in gating_policies.GATES:
         rows = gating.by_threshold(held_out, COSTS, settings(), signal=signal)
         assert rows["closed"].iloc[0] == 0
         assert rows["closed"].iloc[-1] == 1
@@ -310,7 +314,7 @@ def test_replayed_rounds_are_those_that_decoding_makes(subject, held_out, tuning
 
 
 def test_every_token_of_a_text_has_a_fate(subject, held_out):
-    policy = gating.article(2, settings(threshold=0.1))
+    policy = gating_policies.article(2, settings(threshold=0.1))
     table = gating.fates(subject, held_out, policy, text=1)
     assert "".join(table["text"]) == letters().decode(held_out.tokens[1])
     trace = replay(held_out, policy.gate, policy.stop)
@@ -323,7 +327,7 @@ def test_every_token_of_a_text_has_a_fate(subject, held_out):
 
 
 def test_curves_are_told_knot_by_knot(tuning):
-    rule = gating.expected_gain(tuning, COSTS, settings()).gate.rule
+    rule = gating_chances.expected_gain(tuning, COSTS, settings()).gate.rule
     table = gating.curves_of(rule)
     assert set(table["curve"]) == {"opening", "stands", "follows"}
     for name, rows in table.groupby("curve"):
@@ -336,7 +340,7 @@ def test_unknown_drafters_and_signals_are_refused_by_name(monkeypatch, subject):
     with pytest.raises(ValueError, match="unknown drafter 'skip plans': did you mean 'skip plan'"):
         gating.subject("skip plans", settings())
     with pytest.raises(ValueError, match="unknown signal 'entropie': did you mean 'entropy'"):
-        gating.gated("entropie", settings())
+        gating_policies.gated("entropie", settings())
 
 
 def test_models_that_cannot_be_had_are_named_with_what_runs_instead():

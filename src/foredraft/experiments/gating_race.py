@@ -26,7 +26,8 @@ from foredraft.decoding.gate import (
 )
 from foredraft.decoding.self_draft import SelfDrafter
 from foredraft.decoding.theory import Costs
-from foredraft.experiments.confidence_gating import Subject, played, script, subject, tuned
+from foredraft.experiments.confidence_gating import Subject, script, subject, tuned
+from foredraft.experiments.gating_policies import played
 from foredraft.experiments.plan_search import sampler_name
 from foredraft.models.skip import Parts
 from foredraft.params import ConfidenceGating

@@ -239,10 +239,11 @@ def find(  # noqa: PLR0913 - what the command line offers
 def _folder(
     name: str, params: SelfSpeculation, temperature: float, times: bool, batch: int
 ) -> Path:
-    """Name a folder for a search with these settings, these weights and these rules."""
+    """Name a folder for a search with these settings, weights, prompts and rules."""
     told = [params.model_dump_json(), str(temperature), str(times), str(batch), name]
     rules = closure(*(each for each in [paths.module(__name__)] if each is not None))
-    told += map(digest, [*paths.weights(name), *rules])
+    texts = [paths.prompts("pocket"), paths.prompts("chat")]
+    told += map(digest, [*paths.weights(name), *texts, *rules])
     return paths.searches(hashlib.sha256("\n".join(told).encode()).hexdigest()[:16])
 
 

@@ -260,7 +260,7 @@ class ByClock:
     A branch saves `attention` or `mlp`; each pair of one and the other saves `both` less than the
     sum. `rest[n]` is what follows a draft whose first n layers verification need not run again: of
     an early exit its layers, of any other plan none, and between the numbers that were timed it is
-    interpolated. An early exit reads its last token too, for verification, which is one step more.
+    interpolated. An early exit reads its last token too, for verification: a step without a head.
     """
 
     step: float
@@ -273,12 +273,16 @@ class ByClock:
 
     def __call__(self, plan: SkipPlan) -> Costs:
         """Take off what the branches in the plan cost, and what verification is spared."""
+        draft, exit_layer = self._draft(plan), plan.exit_layer(self.n_layers)
+        verify = {n: self._rest(exit_layer or 0, n) for n in range(1, self.longest + 1)}
+        head = self._draft(SkipPlan.layers(range(self.n_layers)))
+        other = 0.0 if exit_layer is None else max(0.0, draft - head)
+        return Costs(target=1.0, draft=draft, verify=verify, other=other)
+
+    def _draft(self, plan: SkipPlan) -> float:
         attention, mlp = len(plan.attn), len(plan.mlp)
         saved = attention * self.attention + mlp * self.mlp - attention * mlp * self.both
-        draft, exit_layer = max(0.0, self.step - saved), plan.exit_layer(self.n_layers)
-        verify = {n: self._rest(exit_layer or 0, n) for n in range(1, self.longest + 1)}
-        other = 0.0 if exit_layer is None else draft
-        return Costs(target=1.0, draft=draft, verify=verify, other=other)
+        return max(0.0, self.step - saved)
 
     def _rest(self, spared: int, length: int) -> float:
         layers = sorted(self.rest)

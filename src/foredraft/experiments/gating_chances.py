@@ -1,0 +1,237 @@
+"""What chances a drafted token has, by what is known when it is decided; rules that go by them.
+
+They are fitted to recorded texts: isotonic in one signal for the rule that `generate` can
+run, boosted trees over every signal to see how much there is to know.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.isotonic import IsotonicRegression
+
+from foredraft.benchmarks.gating import RoundCosts
+from foredraft.decoding.exit import FixedLength
+from foredraft.decoding.gain import Curve, ExpectedGain
+from foredraft.decoding.replay import Script
+from foredraft.decoding.signal import SIGNALS, Signal
+from foredraft.decoding.theory import Costs
+from foredraft.experiments.gating_policies import (
+    Policy,
+    best_of,
+    followed,
+    matrix,
+    numbers,
+    played,
+)
+from foredraft.params import ConfidenceGating
+
+
+def firsts(recorded: Script, kinds: Sequence[str]) -> pd.DataFrame:
+    """Give each place's first drafted token: whether it is accepted, and what was known before.
+
+    Columns: text, kind, place, accepted, a column for each signal of the target's law of the token
+    before, and `draft_confidence`, which is known once the token is drafted.
+    """
+    texts, places = np.nonzero((recorded.lengths > 0).numpy())
+    table = pd.DataFrame({"text": texts, "place": places, "kind": np.array(kinds)[texts]})
+    table["accepted"] = recorded.accepted.numpy()[texts, places] > 0
+    for name, values in recorded.target.items():
+        table[name] = values.numpy()[texts, places]
+    drafted = recorded.signals.get("confidence")
+    table["draft_confidence"] = (
+        float("nan") if drafted is None else drafted.numpy()[texts, places, 0]
+    )
+    return table
+
+
+def tokens_drafted(recorded: Script) -> pd.DataFrame:
+    """Give each recorded drafted token before which all stand.
+
+    Columns: text, place, k (from 1), the signals of its own law, those of the target's law before
+    the draft with `target_` in front, `stands`, and `next`: whether the token behind it stands too,
+    NaN where it does not or none was drafted. No rows for a drafter without laws.
+    """
+    parts = []
+    for k in range(recorded.max_length if recorded.signals else 0):
+        reached = (recorded.lengths > k) & (recorded.accepted >= k)
+        texts, places = np.nonzero(reached.numpy())
+        accepted = recorded.accepted.numpy()[texts, places]
+        part = pd.DataFrame({"text": texts, "place": places, "k": k + 1, "stands": accepted > k})
+        known = (recorded.lengths.numpy()[texts, places] > k + 1) & part["stands"].to_numpy()
+        part["next"] = np.where(known, accepted > k + 1, np.nan)
+        for name, values in recorded.signals.items():
+            part[name] = values.numpy()[texts, places, k]
+        for name, values in recorded.target.items():
+            part[f"target_{name}"] = values.numpy()[texts, places]
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _later(recorded: Script) -> np.ndarray:
+    """Say of each second and further token, those before standing, whether it stands."""
+    lengths, accepted = recorded.lengths.numpy(), recorded.accepted.numpy()
+    return np.concatenate(
+        [accepted[(lengths > k) & (accepted >= k)] > k for k in range(1, recorded.max_length)]
+    )
+
+
+def expected_gain(
+    recorded: Script, costs: RoundCosts, params: ConfidenceGating, *, signal: str | None = None
+) -> Policy:
+    """Fit the renewal-reward rule to recorded texts: its curves, then its rate.
+
+    Chances are isotonic in what is known at the time: the target's signal for the first token, the
+    draft's confidence for the others. λ* is the rate that the rule attains when it is told so.
+    Since looking at drafted tokens takes time too, the rule may leave it: then its gate stands
+    before drafts of one length, the best. Where a drafter has no laws there is nothing to look at.
+    """
+    seen, lengths = SIGNALS[signal or params.signal], range(1, params.longest + 1)
+    rule = _fitted(recorded, costs.unwatched, params, seen)
+    found = [
+        _at_its_rate(replace(rule, max_length=n), recorded, costs, FixedLength(n)) for n in lengths
+    ]
+    if recorded.signals:
+        watching = replace(rule, costs=costs.watched)
+        found.append(_at_its_rate(watching, recorded, costs))
+    return best_of(recorded, found, costs)
+
+
+def _at_its_rate(
+    rule: ExpectedGain, recorded: Script, costs: RoundCosts, stop: FixedLength | None = None
+) -> Policy:
+    """Tell the rule the rate that it attains, again and again; `stop` None: with its own exit."""
+    rate, before = 1.0, 0.0
+    for _ in range(20):
+        if abs(rate - before) < 1e-4:
+            break
+        rule, before = replace(rule, rate=rate / costs.target), rate
+        rate = played(recorded, _as_policy(rule, stop), costs).speedup(costs).mean
+    return _as_policy(rule, stop)
+
+
+def _as_policy(rule: ExpectedGain, stop: FixedLength | None) -> Policy:
+    return Policy("expected gain", stop or rule.exit, rule.gate, rule.rate, rule.max_length)
+
+
+def _fitted(recorded: Script, costs: Costs, params: ConfidenceGating, seen: Signal) -> ExpectedGain:
+    """Fit the curves; the rate comes later."""
+    name = next(each for each, signal in SIGNALS.items() if signal is seen)
+    table = firsts(recorded, [""] * len(recorded.tokens))
+    accepted = numbers(table, "accepted")
+    opening = _isotonic(numbers(table, name), accepted, falls=name == "entropy")
+    drafts = tokens_drafted(recorded)
+    if not len(drafts):  # a drafter with no law to look at
+        flat = Curve((0.0,), (float(accepted.mean()),))
+        later = float(np.mean(_later(recorded)))
+        return ExpectedGain(costs, 1.0, params.longest, opening, flat, flat, later, seen)
+    behind = drafts.dropna(subset="next")
+    return ExpectedGain(
+        costs,
+        1.0,
+        params.longest,
+        opening=opening,
+        stands=_isotonic(numbers(drafts, "confidence"), numbers(drafts, "stands")),
+        follows=_isotonic(numbers(behind, "confidence"), numbers(behind, "next")),
+        later=float(numbers(behind, "next").mean()),
+        opening_signal=seen,
+    )
+
+
+def _isotonic(signal: np.ndarray, happened: np.ndarray, *, falls: bool = False) -> Curve:
+    """Fit a chance that rises with a signal, or falls."""
+    fit = IsotonicRegression(y_min=0, y_max=1, increasing=not falls)
+    fit.fit(signal, happened)
+    knots, first = np.unique(fit.X_thresholds_, return_index=True)
+    values = np.clip(fit.y_thresholds_[first], 0, 1)
+    return Curve(tuple(knots.tolist()), tuple(values.tolist()))
+
+
+KNOWN_FIRST = tuple(SIGNALS)
+
+KNOWN_LATER = ("k", *SIGNALS, *(f"target_{name}" for name in SIGNALS))
+"""What the most informed policy goes by: before a draft, and within one."""
+
+
+def informed(tuned_on: Script, judged_on: Script, costs: RoundCosts) -> np.ndarray:
+    """Give the lengths that a rule chooses which sees all signals at once, [text, place].
+
+    The renewal-reward rule with chances from boosted trees over every signal of target and draft,
+    fitted on other texts: an estimate of the best that can be done with what is known when it is
+    decided. For a drafter without laws what is known is the target's.
+    """
+    table = firsts(tuned_on, [""] * len(tuned_on.tokens))
+    opening = _trees(matrix(table, KNOWN_FIRST), numbers(table, "accepted"))
+    drafts = tokens_drafted(tuned_on)
+    best, fastest, longest = None, math.inf, tuned_on.max_length
+    for most in [longest] if len(drafts) else range(1, longest + 1):
+        rate = 1.0
+        for _ in range(4):
+            told = rate / costs.target
+            lengths = _chosen(tuned_on, costs.watched, told, opening, drafts, most)
+            outcome = followed(tuned_on, lengths(tuned_on), costs.watched)
+            if outcome.time.sum() < fastest:
+                best, fastest = lengths, outcome.time.sum()
+            rate = outcome.speedup(costs).mean
+    assert best is not None
+    return best(judged_on)
+
+
+def _trees(known: np.ndarray, happened: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Fit a chance by boosted trees; a constant where all or none happened."""
+    if happened.all() or not happened.any():
+        return lambda rows: np.full(len(rows), happened.mean())
+    fit = HistGradientBoostingClassifier(
+        max_iter=60, learning_rate=0.08, max_leaf_nodes=8, min_samples_leaf=40, random_state=0
+    ).fit(known, happened > 0)
+    return lambda rows: fit.predict_proba(rows)[:, 1]
+
+
+def _chosen(
+    tuned_on: Script,
+    costs: Costs,
+    rate: float,
+    opening: Callable[[np.ndarray], np.ndarray],
+    drafts: pd.DataFrame,
+    longest: int,
+) -> Callable[[Script], np.ndarray]:
+    """Make the rule of one rate, and of drafts that are no longer than this."""
+    later = float(np.mean(_later(tuned_on)))
+    flat = Curve((0.0,), (later,))
+    rule = ExpectedGain(costs, rate, longest, flat, flat, flat, later)
+    stands = follows = None
+    if len(drafts):
+        behind = drafts.dropna(subset="next")
+        stands = _trees(matrix(drafts, KNOWN_LATER), numbers(drafts, "stands"))
+        follows = _trees(matrix(behind, KNOWN_LATER), numbers(behind, "next"))
+
+    def lengths(script: Script) -> np.ndarray:
+        shape = script.accepted.shape
+        before = _table(script.target, shape)
+        first = opening(matrix(before, KNOWN_FIRST))
+        chances, wanted = np.ones(len(before)), (first > rule.least_opening).astype(int)
+        for k in range(1, longest):
+            going = wanted == k
+            if stands is None or follows is None:
+                worth = first * later**k > rule.least(k)
+            else:
+                known = _table({n: v[..., k - 1] for n, v in script.signals.items()}, shape)
+                known = known.assign(k=k, **{f"target_{n}": before[n] for n in SIGNALS})
+                columns = matrix(known, KNOWN_LATER)
+                chances = chances * stands(columns)
+                worth = chances * follows(columns) > rule.least(k)
+            wanted = np.where(going & worth, k + 1, wanted)
+        return wanted.reshape(shape)
+
+    return lengths
+
+
+def _table(values: Mapping[str, torch.Tensor], shape: Sequence[int]) -> pd.DataFrame:
+    """Put signals of all places under one another."""
+    return pd.DataFrame(
+        {name: each.numpy()[:, : shape[1]].reshape(-1) for name, each in values.items()}
+    )
