@@ -1,5 +1,6 @@
 """What the parts of any drafter's round cost, whole policies, and what a gate takes to decide."""
 
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -100,6 +101,25 @@ def test_policies_are_timed_beside_never_drafting(setting, clock):
     seconds = len(rounds) * TARGET + drafted * DRAFT
     assert table.loc["fixed", "rounds_speedup"] == pytest.approx(2 * 19 * TARGET / seconds)
     assert table.loc["fixed", "drafted"] == pytest.approx(drafted / len(rounds))
+
+
+def test_a_gain_is_over_the_way_named_all_cases_of_a_prompt_as_one(setting, clock):
+    ways = {"short": Way(fd.FixedLength(1)), "long": Way(fd.FixedLength(4))}
+    often = replace(setting, repeats=3)
+    table = gating.policy_times(often, ways, over="short", clock=clock).set_index("policy")
+    assert (table["n"] == 6).all()
+    assert (table.loc["short", "gain"], table.loc["short", "gain_sem"]) == (1, 0)
+    speeds = table["rounds_speedup"]
+    assert table["gain"].tolist() == pytest.approx((speeds / speeds["short"]).tolist())
+    assert table.loc["long", "gain_sem"] > 0
+
+
+def test_a_repeat_draws_other_tokens_of_the_same_prompts(setting, clock):
+    made = gating.laps_of(replace(setting, repeats=2), {"plain": Way()}, clock=clock)["plain"]
+    texts = [lap.result.generation.tokens[0] for lap in made]
+    assert len(texts) == 4
+    assert texts[0] != texts[2]
+    assert [replace(setting, repeats=2).prompt(case) for case in (0, 2)] == [setting.prompts[0]] * 2
 
 
 def test_a_gate_is_timed_against_a_plain_step(setting):

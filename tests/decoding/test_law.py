@@ -337,6 +337,7 @@ SHIPPED_GATES = {
 REOPENING = {
     "confidence": fd.ConfidenceGate(0.1, reopen=0.5),
     "entropy": fd.EntropyGate(0.68, reopen=0.65),
+    "margin": fd.MarginGate(0.6, reopen=0.65),
 }
 """Gates that remember whether they have closed."""
 

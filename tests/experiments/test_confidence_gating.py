@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import foredraft as fd
-from foredraft import params
+from foredraft import params, results
 from foredraft.benchmarks.gating import RoundCosts
 from foredraft.decoding.replay import Script, replay
 from foredraft.decoding.theory import Costs
@@ -47,7 +47,7 @@ def subject() -> Subject:
     target, draft = (tiny("llama", VOCAB, seed, torch.float32) for seed in (3, 4))
     prompts = [Prompt(kind, tuple(ids)) for kind, ids in zip(KINDS, TEXTS, strict=True)]
     drafter = fd.ModelDrafter(draft)
-    return Subject("draft model", "tiny", target, drafter, prompts, prompts[::-1], letters())
+    return Subject("draft model", "tiny", "", target, drafter, prompts, prompts[::-1], letters())
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def written(*accepted: list[int], lengths: int = LONGEST) -> Script:
 
 def test_texts_are_the_same_for_all_drafters_and_others_when_held_out(subject, tuning, held_out):
     other = Subject(
-        *("prompt lookup", "tiny", subject.target, fd.PromptLookupDrafter()),
+        *("prompt lookup", "tiny", "", subject.target, fd.PromptLookupDrafter()),
         *(subject.tuning, subject.held_out, subject.tokenizer),
     )
     assert gating.script(other, settings(), temperature=1.0).tokens == tuning.tokens
@@ -182,7 +182,7 @@ def test_each_kind_is_tuned_to_its_best_on_the_texts_it_is_shown(tuning):
 def test_the_rule_of_expected_gain_is_told_the_rate_that_it_attains(tuning):
     policy = gating_chances.expected_gain(tuning, COSTS, settings())
     attained = gating_policies.played(tuning, policy, COSTS).speedup(COSTS).mean
-    assert policy.gate.rule.rate == pytest.approx(attained, rel=1e-3)
+    assert policy.rule.rate == pytest.approx(attained, rel=1e-3)
 
 
 def test_the_rule_never_loses_to_a_fixed_length_where_it_is_tuned(tuning):
@@ -190,6 +190,35 @@ def test_the_rule_never_loses_to_a_fixed_length_where_it_is_tuned(tuning):
     fixed = gating_policies.best_of(tuning, gating_policies.fixed(settings()), COSTS)
     times = [gating_policies.played(tuning, each, COSTS).time.sum() for each in (rule, fixed)]
     assert times[0] <= times[1] + 1e-9
+
+
+def test_where_drafting_brings_less_than_it_costs_the_rule_never_drafts(tuning):
+    dear = Costs(target=1.0, draft=5.0, verify=PARTS.verify)
+    policy = gating_chances.expected_gain(tuning, RoundCosts(dear, dear), settings())
+    times = gating_policies.played(tuning, policy, RoundCosts(dear, dear)).time
+    assert times.tolist() == [13.0] * len(TEXTS)
+
+
+def test_a_gate_that_brings_nothing_is_left_out():
+    """Every draft stands whatever was seen before it: to draft always costs least."""
+    recorded = written(*[[LONGEST] * 12] * 4)
+    policy = gating_chances.expected_gain(recorded, COSTS, settings())
+    fixed = gating_policies.played(recorded, Policy("", fd.FixedLength(LONGEST)), COSTS)
+    assert gating_policies.played(recorded, policy, COSTS).time.sum() <= fixed.time.sum()
+    assert gating_policies.played(recorded, policy, COSTS).closed.sum() == 0
+
+
+def test_the_fates_shown_are_of_the_text_whose_gate_is_most_undecided(subject, held_out):
+    policy = gating_policies.article(2, settings(threshold=0.09))
+    shown = gating.mixed_fates(subject, held_out, policy)
+    shares = []
+    for text in range(len(TEXTS)):
+        rounds = gating_policies.rounds_of(gating.replay(held_out, policy.gate, policy.stop))
+        shares.append(rounds.loc[rounds["row"] == text, "gate_open"].mean())
+    assert len(set(shares)) > 1
+    nearest = min(range(len(TEXTS)), key=lambda text: abs(shares[text] - 0.5))
+    expected = gating.fates(subject, held_out, policy, nearest)
+    pd.testing.assert_frame_equal(shown, expected)
 
 
 def test_where_looking_is_dear_the_rule_leaves_it(tuning):
@@ -206,7 +235,7 @@ def test_where_looking_is_dear_the_rule_leaves_it(tuning):
 
 def test_a_drafter_without_laws_gets_one_length_and_a_gate(subject):
     lookup = Subject(
-        *("prompt lookup", "tiny", subject.target, fd.PromptLookupDrafter()),
+        *("prompt lookup", "tiny", "", subject.target, fd.PromptLookupDrafter()),
         *(subject.tuning, subject.held_out, subject.tokenizer),
     )
     recorded = gating.script(lookup, settings(), temperature=0.0)
@@ -346,3 +375,10 @@ def test_unknown_drafters_and_signals_are_refused_by_name(monkeypatch, subject):
 def test_models_that_cannot_be_had_are_named_with_what_runs_instead():
     with pytest.raises(ValueError, match=r"pocket-lama.*profile=pocket"):
         gating.subject("draft model", settings(model="pocket-lama"))
+
+
+def test_the_name_of_every_policy_makes_a_key_that_can_be_cited():
+    names = ["fixed length, again", "the article's gate", "draft's confidence"]
+    keys = [gating.key("draft model", "temperature 0.5", name) for name in names]
+    assert keys[0] == "draft-model-temperature-0_5-fixed-length-again"
+    assert len(results.flattened({key: 1.0 for key in keys})) == len(names)

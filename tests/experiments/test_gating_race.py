@@ -25,7 +25,7 @@ def subjects() -> dict[str, Subject]:
     prompts = [Prompt(kind, tuple(ids)) for kind, ids in zip(KINDS, TEXTS, strict=True)]
     drafters = {"draft model": fd.ModelDrafter(draft), "prompt lookup": fd.PromptLookupDrafter()}
     return {
-        name: Subject(name, "tiny", target, drafter, prompts, prompts[::-1], letters())
+        name: Subject(name, "tiny", "", target, drafter, prompts, prompts[::-1], letters())
         for name, drafter in drafters.items()
     }
 
@@ -35,8 +35,6 @@ def recorded(subjects) -> pd.DataFrame:
     ticks = count()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gating_race, "subject", lambda name, _: subjects[name])
-        patch.setattr(gating_race, "TIMED_PROMPTS", 3)
-        patch.setattr(gating_race, "TIMED_TOKENS", 24)
         patch.setattr(benchmark, "LENGTHS", (1, 2))
         return gating_race.gating_benchmark(settings(), clock=lambda: float(next(ticks)))
 
@@ -51,12 +49,16 @@ def test_parts_policies_and_gates_are_recorded_of_each_drafter_at_both_temperatu
                 & (recorded["drafter"] == drafter)
                 & (recorded["sampler"] == sampler)
             ]
-            names = {"never", *gating_race.RACED}
+            names = {"never", *gating_race.RACED, gating_race.AGAIN}
             if drafter == "prompt lookup":
                 names.remove("draft's confidence")
             assert set(rows["policy"]) == names
             others = rows.loc[rows["policy"] != "never"]
-            assert others[["foretold", "length", "speedup_median"]].notna().all(axis=None)
+            known = ["foretold", "foretold_gain", "gain", "gain_sem", "length", "speedup_median"]
+            assert others[known].notna().all(axis=None)
+            assert (others["n"] == gating_race.REPEATS * len(TEXTS)).all()
+            fixed = others.set_index("policy").loc["fixed length"]
+            assert (fixed["gain"], fixed["gain_sem"], fixed["foretold_gain"]) == (1, 0, 1)
     gates = recorded.loc[recorded["strategy"] == GATE, "policy"].tolist()
     assert gates == ["always", "confidence", "entropy", "margin", "expected gain"]
 

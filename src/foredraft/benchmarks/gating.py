@@ -25,6 +25,7 @@ from foredraft.decoding.theory import Costs
 from foredraft.decoding.trace import Round
 from foredraft.models.decoder import Decoder
 from foredraft.sampling import Sampler
+from foredraft.search.objective import ratio
 
 PARTS, POLICY, GATE = "parts of a round", "policy", "gate"
 """What rows of each kind have in the column `strategy`."""
@@ -51,13 +52,23 @@ class Way:
 @final
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A target and its drafter, the prompts, and how they are continued."""
+    """A target and its drafter, the prompts, how they are continued, and how often."""
 
     target: Decoder
     drafter: Drafter
     prompts: Sequence[Sequence[int]]
     sampler: Sampler
     new_tokens: int = 96
+    repeats: int = 1
+
+    @property
+    def cases(self) -> list[int]:
+        """Number what is decoded: all prompts, then all again with other draws."""
+        return list(range(len(self.prompts) * self.repeats))
+
+    def prompt(self, case: int) -> Sequence[int]:
+        """Give the prompt of a case."""
+        return self.prompts[case % len(self.prompts)]
 
 
 def laps_of(
@@ -66,8 +77,7 @@ def laps_of(
     """Decode all prompts in all ways, in alternation, every round timed in place."""
     read = synchronised(clock, setting.target.device)
     runs = {name: partial(_made, setting, way, read) for name, way in ways.items()}
-    cases = list(range(len(setting.prompts)))
-    return alternate(runs, cases, device=setting.target.device, clock=clock)
+    return alternate(runs, setting.cases, device=setting.target.device, clock=clock)
 
 
 def round_costs(setting: Setting, *, clock: Callable[[], float] = now) -> pandas.DataFrame:
@@ -137,14 +147,19 @@ def _costs(timed: pandas.DataFrame, drafts: pandas.DataFrame, longest: int) -> C
 
 
 def policy_times(
-    setting: Setting, ways: Mapping[str, Way], *, clock: Callable[[], float] = now
+    setting: Setting,
+    ways: Mapping[str, Way],
+    *,
+    over: str = PLAIN,
+    clock: Callable[[], float] = now,
 ) -> pandas.DataFrame:
-    """Decode all prompts in all ways; a row each, `speedup` over plain decoding prompt by prompt.
+    """Decode all prompts in all ways; a row each, `speedup` over plain decoding case by case.
 
-    `rounds_speedup` is of all rounds together, without the prefills.
+    `rounds_speedup` is of all rounds together, without the prefills; `gain` is the same over the
+    rounds of the way `over`, with its standard error over prompts, all cases of a prompt as one.
     """
     laps = laps_of(setting, {PLAIN: Way()} | dict(ways), clock=clock)
-    base = _seconds(laps[PLAIN])
+    seconds = {name: _seconds(each, len(setting.prompts)) for name, each in laps.items()}
     rows = []
     for name, each in laps.items():
         traces = [lap.result.generation.trace for lap in each if lap.result.generation]
@@ -152,7 +167,9 @@ def policy_times(
         passes = sum(trace.row_passes - 1 for trace in traces)
         row = {"strategy": POLICY, "policy": name, "n": len(each)}
         row |= columns("speedup", paired(each, laps[PLAIN]))
-        row["rounds_speedup"] = base / _seconds(each)
+        row["rounds_speedup"] = seconds[PLAIN].sum() / seconds[name].sum()
+        gain = ratio(seconds[over], seconds[name])
+        row |= {"gain": gain.mean, "gain_sem": gain.sem}
         row["acceptance"] = sum(t.accepted for t in traces) / drafted if drafted else float("nan")
         rows.append({**row, "drafted": drafted / passes})
     return pandas.DataFrame(rows)
@@ -202,7 +219,7 @@ def _decoded(
 ) -> Generation:
     return generate(
         setting.target,
-        [setting.prompts[case]],
+        [setting.prompt(case)],
         sampler=setting.sampler,
         max_new_tokens=setting.new_tokens,
         drafter=drafter,
@@ -218,5 +235,7 @@ def _paces(laps: Sequence[Lap[Made]]) -> list[Pace]:
     return [lap.result.pace for lap in laps if lap.result.pace is not None]
 
 
-def _seconds(laps: Sequence[Lap[Made]]) -> float:
-    return sum(beat.whole for pace in _paces(laps) for beat in pace.beats)
+def _seconds(laps: Sequence[Lap[Made]], n_prompts: int) -> numpy.ndarray:
+    """Add up the rounds of all cases of each prompt."""
+    seconds = [sum(beat.whole for beat in pace.beats) for pace in _paces(laps)]
+    return numpy.reshape(seconds, (-1, n_prompts)).sum(0)

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from foredraft.benchmarks.gating import RoundCosts
 from foredraft.decoding.draft import Drafter, ModelDrafter, PromptLookupDrafter
+from foredraft.decoding.exit import FixedLength
 from foredraft.decoding.gain import ExpectedGain
 from foredraft.decoding.loop import generate
 from foredraft.decoding.replay import Script, record, replay
@@ -62,10 +63,14 @@ INSTEAD = "foredraft run confidence_gating -p profile=pocket"
 @final
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A target and what drafts for it; prompts to tune policies on, and others to judge them by."""
+    """A target and what drafts for it; prompts to tune policies on, and others to judge them by.
+
+    `name` is the kind of drafter, `draft` which one of that kind: a model or a plan, by its name.
+    """
 
     name: str
     model: str
+    draft: str
     target: Decoder
     drafter: Drafter
     tuning: list[Prompt]
@@ -81,7 +86,9 @@ def subject(drafter: str, params: ConfidenceGating) -> Subject:
     except ValueError as error:
         raise ValueError(f"{error}. What runs anywhere is the pocket pair: {INSTEAD}") from error
     given = prompts(tokenizer, params)
-    return Subject(drafter, params.model, target, found, given[::2], given[1::2], tokenizer)
+    draft = {"draft model": params.draft_model, "skip plan": params.plan}.get(drafter, "")
+    halves = given[::2], given[1::2]
+    return Subject(drafter, params.model, draft, target, found, *halves, tokenizer)
 
 
 @cache
@@ -335,6 +342,15 @@ def fates(found: Subject, recorded: Script, policy: Policy, text: int) -> pd.Dat
     return pd.DataFrame({"text": words, "confidence": sure, "fate": marks})
 
 
+def mixed_fates(found: Subject, recorded: Script, policy: Policy) -> pd.DataFrame:
+    """Give the fates of the text of which this policy drafts most nearly half of the rounds."""
+    rounds = rounds_of(replay(recorded, policy.gate, policy.stop or FixedLength(1)))
+    texts = len(recorded.tokens)
+    opened = np.bincount(rounds["row"], weights=rounds["gate_open"], minlength=texts)
+    shares = opened / np.bincount(rounds["row"], minlength=texts)
+    return fates(found, recorded, policy, int(np.abs(shares - 0.5).argmin()))
+
+
 def curves_of(rule: ExpectedGain) -> pd.DataFrame:
     """Give the chances that a rule goes by, at the knots of each of its curves."""
     named = {"opening": rule.opening, "stands": rule.stands, "follows": rule.follows}
@@ -352,14 +368,6 @@ def timed(recorded: pd.DataFrame) -> pd.DataFrame:
     return recorded.loc[recorded["strategy"] == "policy"].reset_index(drop=True)
 
 
-def against_fixed(policies: pd.DataFrame) -> pd.DataFrame:
-    """Give by how much each recorded policy is faster than the best fixed length, rounds alone."""
-    where = ["drafter", "sampler"]
-    base = policies.loc[policies["policy"] == "fixed length", [*where, "rounds_speedup"]]
-    both = policies.merge(base, on=where, suffixes=("", "_fixed"))
-    return both.assign(gain=both["rounds_speedup"] / both["rounds_speedup_fixed"])
-
-
 def findings(
     policies: pd.DataFrame,
     auc: pd.DataFrame,
@@ -371,20 +379,20 @@ def findings(
     values: dict[str, Any] = {"policies": {}, "auc": {}, "clock": {}}
     for row in policies.to_dict("records"):
         told = {"speedup": float(row["speedup"]), "gain": float(row["gain"])}
-        values["policies"][_key(row["drafter"], f"T{row['temperature']:g}", row["policy"])] = told
+        values["policies"][key(row["drafter"], f"T{row['temperature']:g}", row["policy"])] = told
     for row in auc.loc[auc["kind"] == "all"].dropna(subset="auc").to_dict("records"):
-        name = _key(row["drafter"], f"T{row['temperature']:g}", row["signal"])
+        name = key(row["drafter"], f"T{row['temperature']:g}", row["signal"])
         values["auc"][name] = float(row["auc"])
-    for row in against_fixed(clock).to_dict("records"):
+    for row in clock.to_dict("records"):
         told = {"speedup": float(row["speedup_median"]), "gain": float(row["gain"])}
-        values["clock"][_key(row["drafter"], row["sampler"], row["policy"])] = told
+        values["clock"][key(row["drafter"], row["sampler"], row["policy"])] = told
     values["replay"] = {"largest_z": float(np.abs(numbers(confirmation, "z")).max())}
     values["bookkeeping"] = float(numbers(gates, "share_median").max())
     claims = []
     told_of = policies["policy"].isin(["the article's gate", "expected gain"])
     main = policies.loc[told_of & (policies["gain_sem"] > 0)]  # not where it is the fixed length
     for row in main.to_dict("records"):
-        name = _key(row["drafter"], f"T{row['temperature']:g}", row["policy"])
+        name = key(row["drafter"], f"T{row['temperature']:g}", row["policy"])
         text = (
             f"Gain over the best fixed length: {row['policy']}, {row['drafter']}, "
             f"temperature {row['temperature']:g}"
@@ -394,6 +402,15 @@ def findings(
                 name, text, f"policies.{name}.gain", n=int(row["n"]), spread=1.96 * row["gain_sem"]
             )
         )
+    for row in clock.loc[clock["policy"] == "expected gain"].to_dict("records"):
+        name = key(row["drafter"], row["sampler"], row["policy"])
+        text = (
+            f"By the clock, rounds over those of the best fixed length: {row['policy']}, "
+            f"{row['drafter']}, {row['sampler']} (recorded)"
+        )
+        spread = 1.96 * row["gain_sem"]
+        value = f"clock.{name}.gain"
+        claims.append(Claim(f"clock-{name}", text, value, n=int(row["n"]), spread=spread))
     claims += [
         Claim(
             "replay",
@@ -411,6 +428,7 @@ def findings(
     return values, claims
 
 
-def _key(*words: str) -> str:
+def key(*words: str) -> str:
     """Make a key of words."""
-    return "-".join(words).replace("'", "").replace(" ", "-").replace(".", "_")
+    told = "-".join(words).replace(" ", "-").replace(".", "_")
+    return "".join(sign for sign in told if sign not in "',")

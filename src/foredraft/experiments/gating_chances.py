@@ -7,6 +7,7 @@ run, boosted trees over every signal to see how much there is to know.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -86,40 +87,65 @@ def expected_gain(
     """Fit the renewal-reward rule to recorded texts: its curves, then its rate.
 
     Chances are isotonic in what is known at the time: the target's signal for the first token, the
-    draft's confidence for the others. λ* is the rate that the rule attains when it is told so.
-    Since looking at drafted tokens takes time too, the rule may leave it: then its gate stands
-    before drafts of one length, the best. Where a drafter has no laws there is nothing to look at.
+    draft's confidence or entropy for the others. λ* is the rate that the rule attains when it is
+    told so. Since looking takes time too, each of its two decisions may be left out: then drafts
+    are of one length, or every round drafts, or none does. What is best on these texts is given.
+    Where a drafter has no laws there is nothing to look at.
     """
     seen, lengths = SIGNALS[signal or params.signal], range(1, params.longest + 1)
     rule = _fitted(recorded, costs.unwatched, params, seen)
-    found = [
-        _at_its_rate(replace(rule, max_length=n), recorded, costs, FixedLength(n)) for n in lengths
+    shapes: list[tuple[ExpectedGain, FixedLength | None]] = [
+        *((replace(rule, max_length=n), FixedLength(n)) for n in lengths),
+        *(
+            (_fitted(recorded, costs.watched, params, seen, drawn), None)
+            for drawn in (DRAWN if recorded.signals else ())
+        ),
     ]
-    if recorded.signals:
-        watching = replace(rule, costs=costs.watched)
-        found.append(_at_its_rate(watching, recorded, costs))
-    return best_of(recorded, found, costs)
+    found = [
+        _at_its_rate(shape, recorded, costs, stop, gated=gated)
+        for (shape, stop), gated in product(shapes, (True, False))
+    ]
+    never = Policy("expected gain", rule=replace(rule, rate=1.0 / costs.target))
+    return best_of(recorded, [never, *found], costs)
 
 
 def _at_its_rate(
-    rule: ExpectedGain, recorded: Script, costs: RoundCosts, stop: FixedLength | None = None
+    rule: ExpectedGain,
+    recorded: Script,
+    costs: RoundCosts,
+    stop: FixedLength | None,
+    *,
+    gated: bool,
 ) -> Policy:
     """Tell the rule the rate that it attains, again and again; `stop` None: with its own exit."""
+
+    def policy(rule: ExpectedGain) -> Policy:
+        gate = rule.gate if gated else None
+        stops = stop or rule.exit
+        return Policy("expected gain", stops, gate, rule.rate, rule.max_length, rule)
+
     rate, before = 1.0, 0.0
     for _ in range(20):
         if abs(rate - before) < 1e-4:
             break
         rule, before = replace(rule, rate=rate / costs.target), rate
-        rate = played(recorded, _as_policy(rule, stop), costs).speedup(costs).mean
-    return _as_policy(rule, stop)
+        rate = played(recorded, policy(rule), costs).speedup(costs).mean
+    return policy(rule)
 
 
-def _as_policy(rule: ExpectedGain, stop: FixedLength | None) -> Policy:
-    return Policy("expected gain", stop or rule.exit, rule.gate, rule.rate, rule.max_length)
+DRAWN = ("confidence", "entropy")
+"""The draft's signals that a stop may go by."""
 
 
-def _fitted(recorded: Script, costs: Costs, params: ConfidenceGating, seen: Signal) -> ExpectedGain:
+def _fitted(
+    recorded: Script,
+    costs: Costs,
+    params: ConfidenceGating,
+    seen: Signal,
+    drawn: str = "confidence",
+) -> ExpectedGain:
     """Fit the curves; the rate comes later."""
+    falls = drawn == "entropy"
     name = next(each for each, signal in SIGNALS.items() if signal is seen)
     table = firsts(recorded, [""] * len(recorded.tokens))
     accepted = numbers(table, "accepted")
@@ -135,10 +161,11 @@ def _fitted(recorded: Script, costs: Costs, params: ConfidenceGating, seen: Sign
         1.0,
         params.longest,
         opening=opening,
-        stands=_isotonic(numbers(drafts, "confidence"), numbers(drafts, "stands")),
-        follows=_isotonic(numbers(behind, "confidence"), numbers(behind, "next")),
+        stands=_isotonic(numbers(drafts, drawn), numbers(drafts, "stands"), falls=falls),
+        follows=_isotonic(numbers(behind, drawn), numbers(behind, "next"), falls=falls),
         later=float(numbers(behind, "next").mean()),
         opening_signal=seen,
+        draft_signal=SIGNALS[drawn],
     )
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from foredraft.benchmarks.gating import RoundCosts
 from foredraft.decoding.exit import ConfidenceExit, ExitPolicy, FixedLength
+from foredraft.decoding.gain import ExpectedGain
 from foredraft.decoding.gate import ConfidenceGate, EntropyGate, GatePolicy, MarginGate
 from foredraft.decoding.replay import Script, replay
 from foredraft.decoding.theory import Costs
@@ -32,13 +33,17 @@ ENTROPIES = 8.0
 @final
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """When to draft and how far: `stop` None never drafts. `setting` is the number it turns on."""
+    """When to draft and how far: `stop` None never drafts. `setting` is the number it turns on.
+
+    `rule` is what it was taken from, in whole or in part.
+    """
 
     name: str
     stop: ExitPolicy | None = None
     gate: GatePolicy | None = None
     setting: float | int = float("nan")
     length: int = 0
+    rule: ExpectedGain | None = None
 
 
 @final

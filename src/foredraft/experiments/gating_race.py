@@ -1,6 +1,7 @@
 """Tune policies on costs that are timed first, then let the clock judge them: what is recorded."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import pandas as pd
@@ -17,24 +18,21 @@ from foredraft.benchmarks.gating import (
     round_costs,
 )
 from foredraft.decoding.draft import ModelDrafter
-from foredraft.decoding.gate import (
-    AlwaysDraft,
-    ConfidenceGate,
-    EntropyGate,
-    GatePolicy,
-    MarginGate,
-)
+from foredraft.decoding.gate import AlwaysDraft, ConfidenceGate, EntropyGate, MarginGate
 from foredraft.decoding.self_draft import SelfDrafter
 from foredraft.decoding.theory import Costs
 from foredraft.experiments.confidence_gating import Subject, script, subject, tuned
-from foredraft.experiments.gating_policies import played
+from foredraft.experiments.gating_policies import Policy, played
 from foredraft.experiments.plan_search import sampler_name
 from foredraft.models.skip import Parts
 from foredraft.params import ConfidenceGating
 from foredraft.sampling import Sampler
 
-TIMED_PROMPTS, TIMED_TOKENS = 12, 96
-"""What policies are tuned and timed on; parts of rounds on every second prompt, half as far."""
+REPEATS = 2
+"""How often policies decode all held-out prompts; parts of rounds are timed on a third of these."""
+
+AGAIN = "fixed length, again"
+"""The best fixed length under a second name: what timing alone makes of one policy."""
 
 RACED = (
     "fixed length",
@@ -54,74 +52,80 @@ def gating_benchmark(
 ) -> pd.DataFrame:
     """Time rounds, then policies tuned for them, of each drafter, greedy and at temperature 1.
 
-    A row for each length of a draft, each policy, and the look of each kind of gate.
+    A row for each length of a draft, each policy, and the look of each kind of gate. Policies
+    decode the very prompts, by as many tokens, that `foretold` replays.
     """
     parts: list[pd.DataFrame] = []
-    rules: list[GatePolicy] = []
+    rules: list[Policy] = []
     for drafter, temperature in product(params.drafters, (0.0, 1.0)):
         found = subject(drafter, params)
-        told = {"model": found.model, "drafter": drafter, "sampler": sampler_name(temperature)}
+        told = {"model": found.model, "drafter": drafter, "draft": found.draft}
+        told["sampler"] = sampler_name(temperature)
         report(f"{drafter}, {told['sampler']}: what the parts of a round cost")
-        less = _setting(found, temperature, every=2, share=2)
-        timed = round_costs(less, clock=clock)
+        setting = Setting(
+            found.target,
+            found.drafter,
+            [prompt.ids for prompt in found.held_out],
+            Sampler(temperature=temperature),
+            params.max_new_tokens,
+            REPEATS,
+        )
+        fewer = replace(setting, prompts=setting.prompts[::3], repeats=1)
+        timed = round_costs(fewer, clock=clock)
         known = costs(timed, longest=params.longest)
-        as_long = params.model_copy(update={"max_new_tokens": TIMED_TOKENS})
-        tuning = script(found, as_long, temperature=temperature)
+        tuning = script(found, params, temperature=temperature)
         policies = {name: p for name, p in tuned(tuning, known, params).items() if name in RACED}
+        policies[AGAIN] = policies["fixed length"]
         report(f"{drafter}, {told['sampler']}: {len(policies)} policies")
         ways = {name: Way(policy.stop, policy.gate) for name, policy in policies.items()}
-        raced = policy_times(_setting(found, temperature), ways, clock=clock)
-        held_out = script(found, as_long, temperature=temperature, held_out=True)
-        foretold = {
-            name: played(held_out, policy, known).speedup(known).mean
-            for name, policy in policies.items()
-        }
-        raced["foretold"] = [foretold.get(name, float("nan")) for name in raced["policy"]]
+        raced = policy_times(setting, ways, over="fixed length", clock=clock)
+        held_out = script(found, params, temperature=temperature, held_out=True)
+        outcomes = {name: played(held_out, policy, known) for name, policy in policies.items()}
+        foretold = {name: each.speedup(known).mean for name, each in outcomes.items()}
+        gains = {name: each.gain(outcomes["fixed length"]).mean for name, each in outcomes.items()}
+        for column, values in {"foretold": foretold, "foretold_gain": gains}.items():
+            raced[column] = [values.get(name, float("nan")) for name in raced["policy"]]
         for column in ("setting", "length"):
             values = {name: getattr(policy, column) for name, policy in policies.items()}
             raced[column] = [values.get(name, float("nan")) for name in raced["policy"]]
         parts += [timed.assign(**told), raced.assign(**told)]
-        rules.append(policies["expected gain"].gate or AlwaysDraft())
+        rules.append(policies["expected gain"])
+    rule = next(policy.rule for policy in rules if policy.rule)
     gates = {
         "always": AlwaysDraft(),
         "confidence": ConfidenceGate(params.threshold),
         "entropy": EntropyGate(1.0),
         "margin": MarginGate(params.threshold),
-        "expected gain": rules[0],
+        "expected gain": rule.gate,
     }
-    looked_at = subject(params.drafters[0], params)
-    looks = gate_times(_setting(looked_at, 0.0), gates, clock=clock)
-    return pd.concat([*parts, looks.assign(model=looked_at.model)], ignore_index=True)
-
-
-def _setting(found: Subject, temperature: float, every: int = 1, share: int = 1) -> Setting:
-    """Take the held-out prompts that are timed: of all kinds alike, or every second of these."""
-    apart = max(1, len(found.held_out) // TIMED_PROMPTS)
-    prompts = [prompt.ids for prompt in found.held_out[::apart][:TIMED_PROMPTS:every]]
-    sampler = Sampler(temperature=temperature)
-    return Setting(found.target, found.drafter, prompts, sampler, TIMED_TOKENS // share)
+    found = subject(params.drafters[0], params)
+    prompts = [prompt.ids for prompt in found.held_out[:1]]
+    setting = Setting(found.target, found.drafter, prompts, Sampler(temperature=0.0))
+    looks = gate_times(setting, gates, clock=clock)
+    return pd.concat([*parts, looks.assign(model=found.model)], ignore_index=True)
 
 
 def known_costs(
     recorded: pd.DataFrame, found: Subject, temperature: float, longest: int
 ) -> RoundCosts:
-    """Give the costs that were recorded for a drafter, at this temperature or the nearest to it.
+    """Give the costs that were recorded of this very drafter: greedy ones, or else sampled ones.
 
     By bytes for models that were not timed: a draft step is its share of the target's weights, and
     a draft of any length is verified in a plain step.
     """
+    sampler = sampler_name(0.0 if temperature == 0 else 1.0)
     rows = recorded.loc[
         (recorded["strategy"] == PARTS)
         & (recorded["model"] == found.model)
         & (recorded["drafter"] == found.name)
+        & (recorded["draft"] == found.draft)
+        & (recorded["sampler"] == sampler)
     ]
     if rows.empty:
         verify = dict.fromkeys(range(1, longest + 1), 1.0)
         known = Costs(target=1.0, draft=_share(found), verify=verify)
         return RoundCosts(known, known)
-    nearest = {"greedy"} if temperature == 0 else {sampler_name(temperature), "temperature 1"}
-    own = rows.loc[rows["sampler"].isin(nearest)]
-    return costs(own if len(own) else rows, longest=longest)
+    return costs(rows, longest=longest)
 
 
 def _share(found: Subject) -> float:

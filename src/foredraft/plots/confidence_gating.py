@@ -55,11 +55,8 @@ BOUND = "clairvoyant"
 BESIDE = ("never", BOUND)
 """What does not set the range of an axis: where it lies beyond, its number is at the edge."""
 
-ARTICLES_GATE, RULE = WATCHED = ("the article's gate", "expected gain")
+ARTICLES_GATE, RULE = "the article's gate", "expected gain"
 """The policies that titles tell of."""
-
-CLOCKED = ("whole", "rounds", "foretold")
-"""What is shown of each timed policy."""
 
 HALF = 1.96
 """Half of a 95 % interval, in standard errors."""
@@ -139,6 +136,38 @@ def reliability(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def reliability_by_kind(table: pd.DataFrame) -> Figure:
+    """The same for each kind of prompt, of one drafter at one temperature; a panel a kind.
+
+    Columns: kind, drafter, temperature, signal, value, share, low, high.
+    """
+    kinds, signal = table["kind"].unique().tolist(), table["signal"].iloc[0]
+    figure = figures.panels(len(kinds), height=2.2)
+    for axes, kind in zip(figure.axes, kinds, strict=True):
+        rows = figures.where(table, kind=kind)
+        look = DRAFTERS[str(rows["drafter"].iloc[0])]
+        ends = [rows["share"] - rows["low"], rows["high"] - rows["share"]]
+        line = {"color": look.colour, "marker": look.marker, "markersize": 3, "capsize": 1}
+        axes.errorbar(rows["value"], rows["share"], yerr=ends, **line, elinewidth=0.7)
+        axes.set_title(f"   {kind}", loc="center", fontsize=7)
+        axes.set(xlim=(0, max(1.0, table["value"].max())), ylim=(0, 1))
+        axes.yaxis.set_major_formatter(SHARE)
+        axes.tick_params(labelleft=axes is figure.axes[0])
+    figure.axes[0].set_ylabel("first drafted\ntoken accepted")
+    figure.supxlabel(f"the target's {signal}, last token; bars: 95 % interval", fontsize=7)
+    first = table.iloc[0]
+    by_kind = table.groupby("kind", sort=False)["share"]
+    points = 100 * np.subtract(
+        *(np.asarray(end, float) for end in (by_kind.last(), by_kind.first()))
+    )
+    figure.suptitle(
+        f"{first['drafter'].capitalize()}, {_heat(first['temperature'])}: kind by kind acceptance "
+        f"changes by {_span(points, '+z.0f')} points",
+        fontsize=8,
+    )
+    return figure
+
+
 def discrimination(table: pd.DataFrame) -> Figure:
     """How well each signal tells first tokens that will be accepted from those that will not.
 
@@ -197,8 +226,38 @@ def policies(table: pd.DataFrame) -> Figure:
     Columns: drafter, temperature, policy, gain, gain_sem. The bound and never to draft are drawn
     where they fit, and else named at the edge.
     """
+    heats = sorted(table["temperature"].unique())
+    looks = {_heat(heat): look for heat, look in zip(heats, cycle(HEATS))}
+    figure = _gains(table.assign(look=table["temperature"].map(_heat)), looks)
+    _legend_below(figure, "bars: 95 % interval over texts; a number at the edge: what lies beyond")
+    told = _told(table, (ARTICLES_GATE, RULE, BOUND))
+    figure.suptitle(f"Over the best fixed length: {told}", fontsize=8)
+    return figure
+
+
+def timed(table: pd.DataFrame) -> Figure:
+    """What each policy's rounds gain by the clock, beside what replay foretold of the same prompts.
+
+    Columns: drafter, sampler, policy, gain, gain_sem, foretold_gain (NaN where nothing was).
+    """
+    looks = dict(zip(table["sampler"].unique(), cycle(HEATS)))
+    figure = _gains(table.assign(look=table["sampler"]), looks)
+    about = "filled: rounds by the clock, 95 % interval over prompts; hollow: foretold by replay"
+    _legend_below(figure, about)
+    told = _told(table, (ARTICLES_GATE, RULE))
+    figure.suptitle(f"By the clock, over the best fixed length: {told}", fontsize=8)
+    return figure
+
+
+def _told(table: pd.DataFrame, names: Sequence[str]) -> str:
+    """Say what these policies gain at the least and at the most."""
+    gains = {name: figures.where(table, policy=name)["gain"].to_numpy(float) - 1 for name in names}
+    return ", ".join(f"{name} {_span(values, '+z.1%')}" for name, values in gains.items())
+
+
+def _gains(table: pd.DataFrame, looks: Mapping[str, Style]) -> Figure:
+    """Draw a panel a drafter, a row a policy; column `look` names the look."""
     drafters, names = table["drafter"].unique().tolist(), table["policy"].unique().tolist()
-    heats = dict(zip(sorted(table["temperature"].unique()), cycle(HEATS)))
     figure = figures.panels(len(drafters), height=0.9 + 0.3 * len(names))
     rules = table.loc[~table["policy"].isin(BESIDE)]
     bars = HALF * rules["gain_sem"].fillna(0)
@@ -206,32 +265,29 @@ def policies(table: pd.DataFrame) -> Figure:
     high = max(1.1, float((rules["gain"] + bars).max())) + 0.02
     for axes, drafter in zip(figure.axes, drafters, strict=True):
         axes.axvline(1, color=TARGET.colour, linewidth=0.8)
-        for shift, (heat, look) in zip(0.8 * _shifts(len(heats)), heats.items(), strict=True):
-            part = figures.where(table, drafter=drafter, temperature=heat)
+        for shift, (name, look) in zip(0.8 * _shifts(len(looks)), looks.items(), strict=True):
+            part = figures.where(table, drafter=drafter, look=name)
             for row in part.to_dict("records"):
                 _gain(axes, row, names.index(row["policy"]) + shift, look, (low, high))
         _rows(axes, names, shown=axes is figure.axes[0])
         axes.set(xlim=(low, high), xlabel="gain over fixed length")
         axes.set_title(f"   {drafter}", loc="center")
         axes.xaxis.set_major_formatter(GAIN)
-    _legend_below(figure, "bars: 95 % interval over texts; a number at the edge: what lies beyond")
-    told = ", ".join(
-        f"{name} {_span(figures.where(table, policy=name)['gain'].to_numpy(float) - 1, '+z.1%')}"
-        for name in (ARTICLES_GATE, RULE, BOUND)
-    )
-    figure.suptitle(f"Over the best fixed length: {told}", fontsize=8)
     return figure
 
 
 def _gain(
     axes: Axes, row: Mapping[Any, Any], place: float, look: Style, edges: tuple[float, float]
 ) -> None:
-    """Draw a gain, or its number at the edge that it lies beyond."""
+    """Draw a gain, and what was foretold of it, or its number at the edge that it lies beyond."""
     gain, (low, high) = row["gain"], edges
     if low <= gain <= high:
         ink: dict[str, Any] = {"fmt": look.marker, "color": look.colour, "elinewidth": 0.7}
-        ink |= {"markersize": 3.5, "label": _heat(row["temperature"])}
+        ink |= {"markersize": 3.5, "label": row["look"]}
         axes.errorbar(gain, place, xerr=HALF * row["gain_sem"], **ink)
+        hollow: dict[str, Any] = {"marker": look.marker, "s": 22, "facecolor": "none"}
+        hollow |= {"edgecolor": look.colour, "linewidth": 0.7, "zorder": 3}
+        axes.scatter(row.get("foretold_gain", float("nan")), place, **hollow)
         return
     beyond = gain > high
     told = f"{gain - 1:+.0%} › " if beyond else f" ‹ {gain - 1:+.0%}"
@@ -334,8 +390,8 @@ def _crossing(opening: pd.DataFrame, least: float) -> tuple[float | None, str]:
 def by_cost(table: pd.DataFrame) -> Figure:
     """What gating brings on machines where a draft step costs another share of a plain step.
 
-    Columns: drafter, cost, policy, gain, gain_sem: over the best fixed length, or never. A bound
-    that leaves a panel has its highest number there.
+    Columns: drafter, temperature, cost, policy, gain, gain_sem: over the best fixed length, or
+    never. A bound that leaves a panel has its highest number there.
     """
     drafters = table["drafter"].unique().tolist()
     figure = figures.panels(len(drafters), height=2.8)
@@ -367,73 +423,22 @@ def by_cost(table: pd.DataFrame) -> Figure:
     rule = figures.where(table, policy=RULE)
     top = rule.loc[rule["gain"].idxmax()]
     figure.suptitle(
-        f"At no c does {RULE} bring more than {top['gain'] - 1:+.1%} ± "
-        f"{HALF * top['gain_sem']:.1%}: {top['drafter']}, c = {top['cost']:g}"
+        f"{_heat(top['temperature']).capitalize()}: at no c does {RULE} bring more than "
+        f"{top['gain'] - 1:+.1%} ± {HALF * top['gain_sem']:.1%}: {top['drafter']}, "
+        f"c = {top['cost']:g}"
     )
     return figure
 
 
-def timed(table: pd.DataFrame) -> Figure:
-    """Policies by the clock, whole and rounds alone, beside what replay foretold of the rounds.
-
-    Columns: drafter, sampler, policy, speedup_median, speedup_min, speedup_max, rounds_speedup,
-    foretold (NaN where nothing was).
-    """
-    drafters, names = table["drafter"].unique().tolist(), table["policy"].unique().tolist()
-    samplers = dict(zip(table["sampler"].unique(), cycle(HEATS)))
-    figure = figures.panels(len(drafters), height=0.9 + 0.36 * len(names))
-    for axes, drafter in zip(figure.axes, drafters, strict=True):
-        axes.axvline(1, color=TARGET.colour, linewidth=0.8)
-        for shift, (sampler, look) in zip(_shifts(len(samplers)), samplers.items(), strict=True):
-            rows = figures.where(table, drafter=drafter, sampler=sampler)
-            _clocked(axes, rows, [names.index(name) + 0.8 * shift for name in rows["policy"]], look)
-        _rows(axes, names, shown=axes is figure.axes[0])
-        axes.set_xlabel("speed-up over plain decoding")
-        axes.set_title(f"   {drafter}", loc="center")
-        axes.xaxis.set_major_formatter(TIMES)
-    about = "whole: least and most over prompts; rounds: without the prefill, as is foretold"
-    looks = [f"{sampler}: {what}" for what in CLOCKED for sampler in samplers]
-    _legend_below(figure, about, looks, columns=len(CLOCKED))
-    told = ", ".join(f"{name} {_span(_over_fixed(table, name), '+z.1%')}" for name in WATCHED)
-    figure.suptitle(f"Rounds by the clock, over the best fixed length: {told}", fontsize=8)
-    return figure
-
-
-def _clocked(axes: Axes, rows: pd.DataFrame, places: Sequence[float], look: Style) -> None:
-    if rows.empty:
-        return
-    whole, rounds, foretold = CLOCKED
-    sampler, middle = rows["sampler"].iloc[0], rows["speedup_median"]
-    ends = [middle - rows["speedup_min"], rows["speedup_max"] - middle]
-    ink: dict[str, Any] = {"fmt": look.marker, "color": look.colour, "elinewidth": 0.7}
-    axes.errorbar(middle, places, xerr=ends, **ink, markersize=3.5, label=f"{sampler}: {whole}")
-    tick: dict[str, Any] = {"marker": "|", "s": 45, "color": look.colour, "linewidth": 1.2}
-    axes.scatter(rows["rounds_speedup"], places, **tick, zorder=3, label=f"{sampler}: {rounds}")
-    hollow: dict[str, Any] = {"marker": look.marker, "s": 16, "facecolor": "none"}
-    hollow |= {"edgecolor": look.colour, "linewidth": 0.8, "label": f"{sampler}: {foretold}"}
-    axes.scatter(rows["foretold"], places, **hollow, zorder=3)
-
-
-def _over_fixed(table: pd.DataFrame, policy: str) -> np.ndarray:
-    """Give the gain of a policy's rounds over those of the fixed length, where both were timed."""
-    settings = ["drafter", "sampler"]
-    own, fixed = (figures.where(table, policy=name) for name in (policy, "fixed length"))
-    both = own.merge(fixed, on=settings, suffixes=("", "_fixed"))
-    return (both["rounds_speedup"] / both["rounds_speedup_fixed"]).to_numpy(float) - 1
-
-
-def _legend_below(figure: Figure, title: str, order: Sequence[str] = (), columns: int = 4) -> None:
-    """Name each look once, below the panels: those of an order first."""
+def _legend_below(figure: Figure, title: str, columns: int = 4) -> None:
+    """Name each look once, below the panels."""
     named = {
         name: handle
         for axes in figure.axes
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    names = sorted(named, key=[*order, *(name for name in named if name not in order)].index)
-    look: dict[str, Any] = {"loc": "outside lower center", "ncols": min(columns, len(names))}
-    figure.legend(
-        [named[name] for name in names], names, title=title, handlelength=3, **look, **SMALL
-    )
+    look: dict[str, Any] = {"loc": "outside lower center", "ncols": min(columns, len(named))}
+    figure.legend(list(named.values()), list(named), title=title, handlelength=3, **look, **SMALL)
 
 
 def _rows(axes: Axes, names: Sequence[str], *, shown: bool = True) -> None:
