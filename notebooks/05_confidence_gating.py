@@ -239,7 +239,7 @@ overall.round(3)
 # ## 4 · How much there is to win
 #
 # Before any rule is polished: the best fixed length, the best that a rule makes of *everything* known when it decides (boosted trees over all signals of target and draft, “all signals”), and a
-# clairvoyant who knows beforehand what will be accepted. Gains are over the best fixed length, with 95 % intervals over texts. The trees know both sides' signals and no more: an estimate, not a bound.
+# clairvoyant who knows beforehand what will be accepted. Gains are over the best fixed length, with 95 % intervals over texts. Where trees, rated on texts that they were not fitted to, lose to a simpler policy, “all signals” is that one: an estimate from below, not a bound.
 
 # %%
 figures.save(draw.policies(judged), "confidence_gating", "policies", made_from)
@@ -253,17 +253,22 @@ bound = [gain.loc[(*pair, "clairvoyant"), "gain"] for pair in pairs]
 by_target, by_draft = (
     judged[judged.policy == name].gain for name in ("confidence gate", "draft's confidence")
 )
-small = max(max(known), max(ours)) < 1.05
+best_known = judged[judged.policy.isin(["all signals", "expected gain"])]
+most_known = best_known.groupby("temperature").gain.max()
+small = [f"{heat:g}" for heat in most_known.index[most_known < 1.05]]
+top_gate = judged.loc[by_target.idxmax()]
+idle = gain.loc[(top_gate.drafter, top_gate.temperature, "never"), "gain"]
 display(
     Markdown(
         f"All signals together bring {min(known) - 1:+.1%} to **{max(known) - 1:+.1%}** over the best fixed length, the rule of section 6 {min(ours) - 1:+.1%} to {max(ours) - 1:+.1%}, "
         f"the article's gate {min(told) - 1:+.1%} to {max(told) - 1:+.1%}; the clairvoyant has {min(bound) - 1:+.0%} to {max(bound) - 1:+.0%}. "
         + (
-            "**What can be known beforehand is worth less than 5 %**; nearly all that a clairvoyant gains is in what nobody knows yet."
+            f"**At temperature {' and '.join(small)} what can be known beforehand is worth less than 5 %**, with every drafter. "
             if small
-            else "So what is known beforehand is worth something here; the clairvoyant's rest is in what nobody knows yet."
+            else "So what is known beforehand is worth something at every temperature. "
         )
-        + f" A gate on the *target's* confidence, its threshold tuned, gains {by_target.min() - 1:+.1%} to **{by_target.max() - 1:+.1%}**; "
+        + "Most of what a clairvoyant gains is in what nobody knows yet. "
+        + f"A gate on the *target's* confidence, its threshold tuned, gains {by_target.min() - 1:+.1%} to **{by_target.max() - 1:+.1%}**, the most with {top_gate.drafter} at temperature {top_gate.temperature:g}, where never to draft has {idle - 1:+.1%}; "
         f"a stop by the *draft's* confidence, where it has one, {by_draft.min() - 1:+.1%} to **{by_draft.max() - 1:+.1%}**."
     )
 )
@@ -325,7 +330,7 @@ figures.save(
 # %%
 display(
     Markdown(
-        f"λ* = {rule.rate:.2f} tokens in the time of a plain step. A draft pays from a first token's chance of **{rule.least_opening:.2f}** on; "
+        f"λ* = {rule.rate:.2f} tokens in the time of a plain step. A draft pays from a first token's chance of **{rule.least_opening:.2f}** on. "
         f"What is best on the tuning texts {'looks at each drafted token' if looks else f'drafts {best_rule.length} tokens without a look'}, {'without a gate' if best_rule.gate is None else 'behind a gate'}: {gain.loc[(*main, 'expected gain'), 'closed']:.0%} of the rounds do not draft, and drafts are {gain.loc[(*main, 'expected gain'), 'drafted']:.1f} tokens a round on average."
     )
 )
@@ -364,7 +369,7 @@ display(
 # %% [markdown]
 # ## 8 · Hits and misses
 #
-# One text (the one whose gate is shut most nearly half the time) as the article's gate decodes it: each token on the ground of the target's confidence in it, which is what the gate sees before the next.
+# Texts are recorded to their budget, past an end of text if one is drawn; this one has none. One text (the one whose gate is shut most nearly half the time) as the article's gate decodes it: each token on the ground of the target's confidence in it, which is what the gate sees before the next.
 
 # %%
 length = policies[main]["fixed length"].length
@@ -416,7 +421,7 @@ slower = clock_rule[clock_rule.gain + 1.96 * clock_rule.gain_sem < 1]
 display(
     Markdown(
         f"By the clock, rounds alone: the rule of section 6 is {clock_rule.gain.min():.2f} to {clock_rule.gain.max():.2f} times as fast as the best fixed length (median {clock_rule.gain.median():.2f}), in {len(slower)} of {len(clock_rule)} settings slower beyond its 95 % interval; the article's gate "
-        f"{clock_article.gain.min():.2f} to {clock_article.gain.max():.2f} times (median {clock_article.gain.median():.2f}). The fixed length against itself: {again.gain.min():.3f} to {again.gain.max():.3f}. To look and to decide takes {gates.share_median.max():.2%} of a plain step in the median for the dearest signal."
+        f"{clock_article.gain.min():.2f} to {clock_article.gain.max():.2f} times (median {clock_article.gain.median():.2f}). The fixed length against itself has {again.gain.min():.3f} to {again.gain.max():.3f}, more than its intervals allow: so much drifts between two runs of one thing. To look and to decide takes {gates.share_median.max():.2%} of a plain step in the median for the dearest signal."
     )
 )
 timed[
@@ -475,7 +480,7 @@ pd.DataFrame(
 # * **Confidence in the last token says little about the next.** It is a statement about the token that has been settled.
 # * **A gate has to beat a short draft, not a bad one.** Where drafts fail often, the best fixed length is short already, and then there is little left to save.
 # * **A fixed threshold is a loss wherever drafts are cheap.** It keeps rounds from drafting that would have paid at half the confidence.
-# * **The draft knows more than the target.** Where anything helps, it is the draft's own confidence in what it has drafted, when greedy; a stop, not a gate.
+# * **The draft knows more than the target.** Where anything helps a model's drafts, it is the draft's own confidence in what it has drafted, when greedy; a stop, not a gate. A gate on the target helps prompt lookup when sampled, whose drafts are mostly not worth asking for.
 # * **Replay costs nothing.** One recording serves thousands of policies, on the same texts and drafts; by decoding, differences of a per cent would drown in the texts.
 #
 # Next: [06, teaching a vision-language model](../README.md#the-articles).

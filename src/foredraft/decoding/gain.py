@@ -76,7 +76,8 @@ class ExpectedGain:
     `opening` gives α̂_1 by a signal of the target's law of the last emitted token; `stands` the
     chance that a drafted token is accepted, all before it being so, by a signal of the draft's law;
     `follows`, by the same, the chance of the next one, which is not drafted yet. `later` is the
-    chance that the gate counts with for every token behind the first.
+    chance that the gate counts with for every token behind the first; it weighs drafts of
+    `min_length` tokens or more, for an exit that stops no earlier.
 
     ValueError for a rate or a length that is none, or costs of verification that are not known.
     """
@@ -90,10 +91,14 @@ class ExpectedGain:
     later: Number
     opening_signal: Signal = confidence
     draft_signal: Signal = confidence
+    min_length: int = 1
 
     def __post_init__(self) -> None:
-        if self.max_length < 1:
-            raise ValueError(f"max_length is {self.max_length}; a draft has 1 token or more")
+        if not 1 <= self.min_length <= self.max_length:
+            raise ValueError(
+                f"min_length is {self.min_length} and max_length {self.max_length}; a draft has 1 "
+                "token or more, and the first bound is not above the second"
+            )
         if not 0 < self.rate < math.inf:
             raise ValueError(f"rate is {self.rate}; it must be finite and above 0: measure it")
         if not 0 <= self.later <= 1:
@@ -113,7 +118,7 @@ class ExpectedGain:
             reached += self.later ** (length - 1)
             extra = self.costs.round(length) - self.costs.target
             ways.append(self.rate * extra / reached)
-        return min(ways)
+        return min(ways[self.min_length - 1 :])
 
     def least(self, length: int) -> float:
         """Give the chance that the token after `length` drafted ones has to have to pay."""

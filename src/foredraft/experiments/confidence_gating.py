@@ -27,9 +27,11 @@ from foredraft.decoding.replay import Script, record, replay
 from foredraft.decoding.self_draft import SelfDrafter
 from foredraft.decoding.signal import SIGNALS
 from foredraft.decoding.theory import Costs
-from foredraft.experiments.gating_chances import expected_gain, informed
+from foredraft.decoding.trace import Trace
+from foredraft.experiments.gating_chances import expected_gain, informed, part_of
 from foredraft.experiments.gating_policies import (
     GATES,
+    Outcome,
     Policy,
     article,
     best_of,
@@ -54,7 +56,7 @@ from foredraft.params import ConfidenceGating
 from foredraft.prompts import chat_prompts, code_prompts
 from foredraft.results import Claim
 from foredraft.sampling import Sampler
-from foredraft.search.objective import ratio
+from foredraft.search.objective import RESAMPLES, ratio
 
 INSTEAD = "foredraft run confidence_gating -p profile=pocket"
 """What runs where a published model does not."""
@@ -203,8 +205,7 @@ def judged(
     """
     by_name = tuned(tuned_on, costs, params)
     outcomes = {name: played(judged_on, policy, costs) for name, policy in by_name.items()}
-    lengths = informed(tuned_on, judged_on, costs)
-    outcomes["all signals"] = followed(judged_on, lengths, costs.watched)
+    outcomes["all signals"] = _informed(tuned_on, judged_on, costs, by_name.values())
     lengths = clairvoyant(judged_on, costs.unwatched)
     outcomes["clairvoyant"] = followed(judged_on, lengths, costs.unwatched)
     best = outcomes["fixed length"]
@@ -225,6 +226,24 @@ def judged(
             }
         )
     return pd.DataFrame(rows), by_name
+
+
+def _informed(
+    tuned_on: Script, judged_on: Script, costs: RoundCosts, simpler: Iterable[Policy]
+) -> Outcome:
+    """Play the trees' lengths, or the simpler policy that is better on the tuning texts.
+
+    There trees are rated by halves, on texts that they were not fitted to.
+    """
+    best = best_of(tuned_on, simpler, costs)
+    halves = [part_of(tuned_on, range(first, len(tuned_on.tokens), 2)) for first in (0, 1)]
+    by_trees = sum(
+        followed(other, informed(half, costs)(other), costs.watched).time.sum()
+        for half, other in (halves, halves[::-1])
+    )
+    if by_trees < played(tuned_on, best, costs).time.sum():
+        return followed(judged_on, informed(tuned_on, costs)(judged_on), costs.watched)
+    return played(judged_on, best, costs)
 
 
 def tuned(recorded: Script, costs: RoundCosts, params: ConfidenceGating) -> dict[str, Policy]:
@@ -292,7 +311,7 @@ def confirmed(
     """Decode under policies, and hold the rounds against replayed ones; a row each.
 
     Texts and drafts are others than those recorded, from the same prompts: `z` is the difference of
-    tokens a round in standard errors of both sides.
+    tokens a round in its standard errors, prompt by prompt.
     """
     ids = [prompt.ids for prompt in subject.held_out] * params.samples
     rows = []
@@ -312,16 +331,33 @@ def confirmed(
         )
         sides = {"decoded": made.trace, "replayed": replay(judged_on, policy.gate, policy.stop)}
         row: dict[str, Any] = {"policy": name}
-        for side, trace in sides.items():
-            lines = rounds_of(trace).assign(rounds=1)
-            sums = pd.DataFrame(lines.groupby("row")[["emitted", "rounds"]].sum())
-            found = ratio(numbers(sums, "emitted"), numbers(sums, "rounds"))
+        sums = {side: _by_prompt(trace, len(subject.held_out)) for side, trace in sides.items()}
+        for side, (tokens, rounds) in sums.items():
+            found = ratio(tokens, rounds)
             row |= {side: found.mean, f"{side}_sem": found.sem}
-        spread = math.hypot(row["decoded_sem"], row["replayed_sem"])
-        off = row["decoded"] - row["replayed"]
+        off, spread = row["decoded"] - row["replayed"], _apart(*sums.values())
         sure = 0.0 if abs(off) < 1e-9 else math.inf  # of a policy whose rounds never vary
-        rows.append({**row, "z": off / spread if spread else sure})
+        rows.append({**row, "z": off / spread if spread > 1e-12 else sure})
     return pd.DataFrame(rows)
+
+
+def _by_prompt(trace: Trace, n_prompts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Add up tokens and rounds of each prompt, over all rows that continue it."""
+    lines = rounds_of(trace)
+    prompt = lines["row"].to_numpy(int) % n_prompts
+    tokens = np.bincount(prompt, weights=numbers(lines, "emitted"), minlength=n_prompts)
+    return tokens, np.bincount(prompt, minlength=n_prompts).astype(float)
+
+
+def _apart(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> float:
+    """Give the standard error of a difference of tokens a round, by a bootstrap over prompts.
+
+    Prompts are drawn for both sides at once: what they differ by is no error of the difference.
+    """
+    n = len(one[0])
+    picks = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    means = [tokens[picks].sum(1) / rounds[picks].sum(1) for tokens, rounds in (one, other)]
+    return float((means[0] - means[1]).std(ddof=1))
 
 
 def fates(found: Subject, recorded: Script, policy: Policy, text: int) -> pd.DataFrame:
@@ -343,12 +379,17 @@ def fates(found: Subject, recorded: Script, policy: Policy, text: int) -> pd.Dat
 
 
 def mixed_fates(found: Subject, recorded: Script, policy: Policy) -> pd.DataFrame:
-    """Give the fates of the text of which this policy drafts most nearly half of the rounds."""
+    """Give the fates of the text of which this policy drafts most nearly half of the rounds.
+
+    Of texts that nowhere go on behind their end, if there are such.
+    """
     rounds = rounds_of(replay(recorded, policy.gate, policy.stop or FixedLength(1)))
     texts = len(recorded.tokens)
+    end = found.tokenizer.eos_token_id
+    ended = np.array([end in tokens for tokens in recorded.tokens])
     opened = np.bincount(rounds["row"], weights=rounds["gate_open"], minlength=texts)
     shares = opened / np.bincount(rounds["row"], minlength=texts)
-    return fates(found, recorded, policy, int(np.abs(shares - 0.5).argmin()))
+    return fates(found, recorded, policy, int((np.abs(shares - 0.5) + ended).argmin()))
 
 
 def curves_of(rule: ExpectedGain) -> pd.DataFrame:
@@ -410,7 +451,8 @@ def findings(
         )
         spread = 1.96 * row["gain_sem"]
         value = f"clock.{name}.gain"
-        claims.append(Claim(f"clock-{name}", text, value, n=int(row["n"]), spread=spread))
+        n = int(row["n_prompts"]) if "n_prompts" in row else int(row["n"])
+        claims.append(Claim(f"clock-{name}", text, value, n=n, spread=spread))
     claims += [
         Claim(
             "replay",

@@ -95,7 +95,7 @@ def expected_gain(
     seen, lengths = SIGNALS[signal or params.signal], range(1, params.longest + 1)
     rule = _fitted(recorded, costs.unwatched, params, seen)
     shapes: list[tuple[ExpectedGain, FixedLength | None]] = [
-        *((replace(rule, max_length=n), FixedLength(n)) for n in lengths),
+        *((replace(rule, max_length=n, min_length=n), FixedLength(n)) for n in lengths),
         *(
             (_fitted(recorded, costs.watched, params, seen, drawn), None)
             for drawn in (DRAWN if recorded.signals else ())
@@ -103,7 +103,7 @@ def expected_gain(
     ]
     found = [
         _at_its_rate(shape, recorded, costs, stop, gated=gated)
-        for (shape, stop), gated in product(shapes, (True, False))
+        for (shape, stop), gated in product(shapes, (False, True))  # of equals the simpler
     ]
     never = Policy("expected gain", rule=replace(rule, rate=1.0 / costs.target))
     return best_of(recorded, [never, *found], costs)
@@ -184,12 +184,12 @@ KNOWN_LATER = ("k", *SIGNALS, *(f"target_{name}" for name in SIGNALS))
 """What the most informed policy goes by: before a draft, and within one."""
 
 
-def informed(tuned_on: Script, judged_on: Script, costs: RoundCosts) -> np.ndarray:
-    """Give the lengths that a rule chooses which sees all signals at once, [text, place].
+def informed(tuned_on: Script, costs: RoundCosts) -> Callable[[Script], np.ndarray]:
+    """Fit a rule that sees all signals at once; of texts it gives its lengths, [text, place].
 
     The renewal-reward rule with chances from boosted trees over every signal of target and draft,
-    fitted on other texts: an estimate of the best that can be done with what is known when it is
-    decided. For a drafter without laws what is known is the target's.
+    fitted on other texts: an estimate, from below, of the best that can be done with what is known
+    when it is decided. For a drafter without laws what is known is the target's.
     """
     table = firsts(tuned_on, [""] * len(tuned_on.tokens))
     opening = _trees(matrix(table, KNOWN_FIRST), numbers(table, "accepted"))
@@ -205,7 +205,20 @@ def informed(tuned_on: Script, judged_on: Script, costs: RoundCosts) -> np.ndarr
                 best, fastest = lengths, outcome.time.sum()
             rate = outcome.speedup(costs).mean
     assert best is not None
-    return best(judged_on)
+    return best
+
+
+def part_of(recorded: Script, texts: Sequence[int]) -> Script:
+    """Give some of the texts, in this order."""
+    rows = torch.tensor(texts)
+    return Script(
+        tuple(recorded.tokens[text] for text in texts),
+        {name: values[rows] for name, values in recorded.target.items()},
+        recorded.drafts[rows],
+        recorded.lengths[rows],
+        recorded.accepted[rows],
+        {name: values[rows] for name, values in recorded.signals.items()},
+    )
 
 
 def _trees(known: np.ndarray, happened: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
