@@ -48,5 +48,5 @@ bench: $(STAMP) ## measure again, on this machine, all that is recorded
 ifneq ($(shell cat $(STAMP) 2> /dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
-$(STAMP): environment.yml requirements.lock pyproject.toml
+$(STAMP): environment.yml requirements.lock pyproject.toml .ci/weights.txt
 	@PY="$(PY)" .ci/setup

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from foredraft.decoding.loop import generate as generate
     from foredraft.decoding.self_draft import SelfDrafter as SelfDrafter
     from foredraft.decoding.verify import verify as verify
+    from foredraft.models.bert import Bert as Bert
     from foredraft.models.decoder import Decoder as Decoder
     from foredraft.models.loading import load as load
     from foredraft.models.skip import SkipPlan as SkipPlan
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdaptiveExit": "foredraft.decoding.exit",
     "AlwaysDraft": "foredraft.decoding.gate",
+    "Bert": "foredraft.models.bert",
     "ConfidenceExit": "foredraft.decoding.exit",
     "ConfidenceGate": "foredraft.decoding.gate",
     "CostAwareExit": "foredraft.decoding.exit",
