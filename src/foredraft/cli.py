@@ -55,10 +55,11 @@ MEASURED = {
     "layer_skipping": ("foredraft.benchmarks.self_drafting",),
     "self_speculation": ("foredraft.experiments.search_race",),
     "confidence_gating": ("foredraft.experiments.gating_race",),
+    "llava_sft": ("foredraft.experiments.llava_growth",),
 }
 """The modules whose speed an article's recording holds; what they import goes with them."""
 
-WITH_PARAMETERS = ("self_speculation", "confidence_gating")
+WITH_PARAMETERS = ("self_speculation", "confidence_gating", "llava_sft")
 """The articles whose recording depends on their parameters."""
 
 Slug = Annotated[str, typer.Argument(help="The article, such as sampling.")]
@@ -311,14 +312,27 @@ def pretrain(
     device: Device = "cpu",
 ) -> None:
     """Train a pocket model by its recipe; an interrupted run goes on where it stopped."""
+    from foredraft.training.pretrain_bert import POCKET_BERT
+    from foredraft.training.pretrain_llava import POCKET_LLAVA
+    from foredraft.training.recipes import RECIPES
+
+    if name == POCKET_LLAVA.name:
+        _pretrain_llava(device)
+    elif name == POCKET_BERT.name:
+        _pretrain_bert(device)
+    elif name in RECIPES:
+        _pretrain_decoder(name, device)
+    else:
+        raise unknown("pocket model", name, (*RECIPES, POCKET_LLAVA.name, POCKET_BERT.name))
+
+
+def _pretrain_decoder(name: str, device: str) -> None:
     from rich.progress import Progress
 
     from foredraft.training.pocket import make
     from foredraft.training.pretrain import Step
     from foredraft.training.recipes import RECIPES
 
-    if name not in RECIPES:
-        raise unknown("pocket model", name, RECIPES)
     recipe = RECIPES[name]
     with Progress(console=_progress) as bar:
         task = bar.add_task(name, total=recipe.tokens)
@@ -331,6 +345,45 @@ def pretrain(
                 bar.console.print(told)
 
         folder = make(recipe, device=device, report=show)
+    _progress.print(f"✓ {folder.name}")
+
+
+def _pretrain_llava(device: str) -> None:
+    from rich.progress import Progress
+
+    from foredraft.training.pocket_llava import make
+    from foredraft.training.pretrain_llava import POCKET_LLAVA, Step
+
+    with Progress(console=_progress) as bar:
+        task = bar.add_task(POCKET_LLAVA.name, total=POCKET_LLAVA.steps)
+
+        def show(step: Step) -> None:
+            doing = f"{POCKET_LLAVA.name}, stage {step.stage}, loss {step.loss:.3f}"
+            bar.update(task, completed=step.number, description=doing)
+            if step.held_out_error is not None:
+                bar.console.print(f"step {step.number}, held-out error {step.held_out_error:.4f}")
+
+        folder = make(POCKET_LLAVA, device=device, report=show)
+    _progress.print(f"✓ {folder.name}")
+
+
+def _pretrain_bert(device: str) -> None:
+    from rich.progress import Progress
+
+    from foredraft.training.pocket_bert import make
+    from foredraft.training.pretrain_bert import POCKET_BERT, Step
+
+    with Progress(console=_progress) as bar:
+        task = bar.add_task(POCKET_BERT.name, total=POCKET_BERT.tokens)
+
+        def show(step: Step) -> None:
+            doing = f"{POCKET_BERT.name}, loss {step.losses.words:.2f} + {step.losses.follows:.2f}"
+            bar.update(task, completed=step.tokens, description=doing)
+            if step.held_out_loss is not None:
+                told = f"{step.tokens:,} tokens, held-out loss {step.held_out_loss:.3f}"
+                bar.console.print(told)
+
+        folder = make(POCKET_BERT, device=device, report=show)
     _progress.print(f"✓ {folder.name}")
 
 
@@ -435,6 +488,15 @@ def _benchmarks(profile: str | None = None) -> dict[tuple[str, str], Callable[[]
         params = load_params("confidence_gating", {"profile": profile, "device": device})
         return lambda: gating_benchmark(params, report=_progress.print)
 
+    def teaching(device: str) -> Callable[[], "DataFrame"]:
+        def measure() -> "DataFrame":
+            from foredraft.experiments.llava_growth import growth_benchmark
+
+            params = load_params("llava_sft", {"profile": profile, "device": device})
+            return growth_benchmark(params, report=_progress.print)
+
+        return measure
+
     return {
         ("sampling", "cpu"): sampling.sampling_benchmark,
         ("speculative_decoding", "cpu"): decode("cpu"),
@@ -445,6 +507,8 @@ def _benchmarks(profile: str | None = None) -> dict[tuple[str, str], Callable[[]
         ("self_speculation", "cuda"): searching("cuda"),
         ("confidence_gating", "cpu"): gating("cpu"),
         ("confidence_gating", "cuda"): gating("cuda"),
+        ("llava_sft", "cpu"): teaching("cpu"),
+        ("llava_sft", "cuda"): teaching("cuda"),
     }
 
 
@@ -477,8 +541,9 @@ def _described(card: Path) -> list[str]:
     said = json.loads(card.read_text(encoding="utf-8"))
     size = sum(file.stat().st_size for file in card.parent.glob("*.safetensors")) / 1e6
     counts = f"{said['n_layers']}", f"{said['parameters']:,}", f"{size:.1f}"
-    loss = said["held_out_package"]["bits_per_byte"]
-    return [said["name"], said["architecture"], *counts, f"{loss:.3f}"]
+    text = said.get("held_out_package")
+    loss = f"{text['bits_per_byte']:.3f}" if text else "reads images"
+    return [said["name"], said["architecture"], *counts, loss]
 
 
 def _assignment(text: str) -> tuple[str, Any]:

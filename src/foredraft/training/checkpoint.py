@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from foredraft import paths
-from foredraft.models.decoder import Decoder
 from foredraft.types import Tensor
 
 LossRow = tuple[int, int, float, float | None]
@@ -52,10 +52,10 @@ class Checkpoint:
             fields = json.loads(file.metadata()["progress"])
         return Progress(**{**fields, "curve": tuple(tuple(row) for row in fields["curve"])})
 
-    def save(self, progress: Progress, decoder: Decoder, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Write everything to a temporary file and put it in place."""
-        tensors = {f"model.{name}": tensor for name, tensor in decoder.state_dict().items()}
-        for name, parameter in decoder.named_parameters():
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for name, parameter in model.named_parameters():
             moments: Mapping[str, Tensor] = optimizer.state[parameter]
             tensors |= {f"optimizer.{name}.{key}": value for key, value in moments.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,14 +67,14 @@ class Checkpoint:
         )
         os.replace(part, self.path)
 
-    def load_model(self, decoder: Decoder) -> None:
-        """Copy the saved weights into the decoder."""
-        decoder.load_state_dict(self._tensors("model."))
+    def load_model(self, model: nn.Module) -> None:
+        """Copy the saved weights into the model."""
+        model.load_state_dict(self._tensors("model."))
 
-    def load_optimizer(self, decoder: Decoder, optimizer: torch.optim.Optimizer) -> None:
+    def load_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Restore the saved moments and step counts of every parameter."""
         saved = self._tensors("optimizer.")
-        for name, parameter in decoder.named_parameters():
+        for name, parameter in model.named_parameters():
             prefix = f"{name}."
             moments = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
             optimizer.state[parameter] = moments
