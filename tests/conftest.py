@@ -1,6 +1,8 @@
 """What every test stands on: no network, no window, a repository that is left alone."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,17 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that takes whatever the test writes instead of the repository."""
     monkeypatch.setenv("FOREDRAFT_OUTPUT", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def accelerators_of_this_file_alone() -> Iterator[None]:
+    """Let the next file choose its own precision: accelerate keeps one for the whole process."""
+    yield
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -25,6 +25,7 @@ ARTICLES = (
     Article(3, "layer_skipping", "A Transformer that drafts for itself"),
     Article(4, "self_speculation", "Self-speculative decoding with a searched plan"),
     Article(5, "confidence_gating", "Gating on the target's confidence"),
+    Article(6, "llava_sft", "Teaching a vision-language model to write tables"),
 )
 
 

@@ -144,12 +144,43 @@ class ConfidenceGating(Section):
     costs: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...]
 
 
+class LlavaSft(Section):
+    """Article 06; `data` is "tables", "vsft" or a folder of images with their Markdown.
+
+    `levels` are trained on, `judged_levels` judged by `n_tables` each; `examples` are seen once.
+    """
+
+    model: str
+    device: str
+    data: str
+    method: Literal["full", "lora"]
+    methods: Annotated[tuple[Literal["full", "lora"], ...], Field(min_length=1)]
+    rank: Count
+    learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)]
+    lora_learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    freeze: tuple[str, ...]
+    autocast: bool
+    examples: Count
+    development: Count
+    evaluations: Count
+    batch_size: Count
+    accumulation: Count
+    levels: Annotated[tuple[Annotated[int, Field(ge=1, le=3)], ...], Field(min_length=1)]
+    judged_levels: Annotated[tuple[Annotated[int, Field(ge=1, le=3)], ...], Field(min_length=1)]
+    n_tables: Count
+    image_size: Annotated[int, Field(ge=32)]
+    max_new_tokens: Count
+    answers_at_once: Count
+
+
 SECTIONS: Mapping[str, type[Section]] = {
     "sampling": Sampling,
     "speculative_decoding": SpeculativeDecoding,
     "layer_skipping": LayerSkipping,
     "self_speculation": SelfSpeculation,
     "confidence_gating": ConfidenceGating,
+    "llava_sft": LlavaSft,
 }
 
 
@@ -171,6 +202,8 @@ def load(
 def load(
     slug: Literal["confidence_gating"], overrides: Mapping[str, Any] | None = None
 ) -> ConfidenceGating: ...
+@overload
+def load(slug: Literal["llava_sft"], overrides: Mapping[str, Any] | None = None) -> LlavaSft: ...
 @overload
 def load(slug: str, overrides: Mapping[str, Any] | None = None) -> Section: ...
 def load(slug: str, overrides: Mapping[str, Any] | None = None) -> Section:

@@ -39,7 +39,9 @@ def spoilt() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("true", [TRUE, *TABLES[:8]])
 def test_the_truth_scores_one_and_has_no_fault(true):
-    assert score(true, true) == TableScore(exact=True, cell_accuracy=1.0, teds=1.0, valid=True)
+    assert score(true, true) == TableScore(
+        exact=True, text=True, cell_accuracy=1.0, teds=1.0, valid=True
+    )
     assert faults(true, true) == []
 
 
@@ -78,12 +80,12 @@ def test_a_header_alone_has_no_body_in_its_tree():
 
 def test_text_around_a_table_makes_it_invalid_but_its_cells_count():
     found = score(f"Here it is:\n{TRUE}", TRUE)
-    assert found == TableScore(exact=False, cell_accuracy=1.0, teds=1.0, valid=False)
+    assert found == TableScore(exact=False, text=True, cell_accuracy=1.0, teds=1.0, valid=False)
 
 
 def test_another_alignment_is_not_exact():
     found = score(TRUE.replace("---:", "---"), TRUE)
-    assert found == TableScore(exact=False, cell_accuracy=1.0, teds=1.0, valid=True)
+    assert found == TableScore(exact=False, text=True, cell_accuracy=1.0, teds=1.0, valid=True)
 
 
 def test_scores_lie_between_zero_and_one_whatever_is_written(spoilt):

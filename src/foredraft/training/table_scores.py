@@ -34,6 +34,7 @@ class TableScore:
     """One prediction's scores, all in [0, 1]; `exact` implies that all others are 1."""
 
     exact: bool
+    text: bool
     cell_accuracy: float
     teds: float
     valid: bool
@@ -44,6 +45,7 @@ def score(predicted: str, reference: str) -> TableScore:
 
     exact: both are tables and their Markdown, written anew by `Table.markdown`, is the same: spaces
     around cells, the number of dashes and outer pipes are free, alignments and all text are not.
+    text: all cells stand in place with their text, whatever the alignments and the form.
     valid: the prediction is one table and nothing else.
     Cells and trees are those of all lines that have a pipe, so an invalid text earns its part too.
     """
@@ -52,6 +54,7 @@ def score(predicted: str, reference: str) -> TableScore:
     grid = cells(predicted)
     return TableScore(
         exact=table == truth,
+        text=grid == truth.cells,
         cell_accuracy=cell_accuracy(grid, truth.cells),
         teds=teds(grid, truth.cells),
         valid=table is not None,
@@ -123,6 +126,7 @@ class Summary:
 
     n: int
     exact: Estimate
+    text: Estimate
     cell_accuracy: Estimate
     teds: Estimate
     valid: Estimate
@@ -134,6 +138,7 @@ def summary(scores: Iterable[TableScore]) -> Summary:
     return Summary(
         n=len(scores),
         exact=wilson([float(s.exact) for s in scores]),
+        text=wilson([float(s.text) for s in scores]),
         cell_accuracy=wilson([s.cell_accuracy for s in scores]),
         teds=wilson([s.teds for s in scores]),
         valid=wilson([float(s.valid) for s in scores]),
