@@ -131,6 +131,8 @@ def _environment(out: Path | None) -> Iterator[None]:
             "MPLCONFIGDIR": str(_fonts()),
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "PYTHONHASHSEED": "0",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
         for name in ("COLUMNS", "LINES", "MATPLOTLIBRC"):
