@@ -366,7 +366,7 @@ def test_a_row_drafts_in_a_batch_as_it_does_alone():
         (lambda: Curve((0.0, math.nan, 1.0), (0.1, 0.2, 0.3)), "they must be finite"),
         (lambda: Curve((0.0, 1.0), (0.1, 1.2)), "they are chances: 0 to 1"),
         (lambda: Curve((0.0,), (math.nan,)), "they are chances"),
-        (lambda: replace(RULE, max_length=0), "max_length is 0; a draft has 1 token or more"),
+        (lambda: replace(RULE, max_length=0), "max_length 0; a draft has 1 token or more"),
         (lambda: replace(RULE, rate=0), "rate is 0; it must be finite and above 0: measure it"),
         (lambda: replace(RULE, rate=math.inf), "rate is inf"),
         (lambda: replace(RULE, rate=math.nan), "rate is nan"),

@@ -34,6 +34,7 @@ def letters() -> PreTrainedTokenizerBase:
     """A tokenizer whose tokens are letters."""
     tokenizer = create_autospec(PreTrainedTokenizerBase, instance=True)
     tokenizer.decode.side_effect = lambda ids: "".join(chr(ord("a") + i) for i in ids)
+    tokenizer.eos_token_id = None
     return tokenizer
 
 
@@ -356,7 +357,7 @@ def test_every_token_of_a_text_has_a_fate(subject, held_out):
 
 
 def test_curves_are_told_knot_by_knot(tuning):
-    rule = gating_chances.expected_gain(tuning, COSTS, settings()).gate.rule
+    rule = gating_chances.expected_gain(tuning, COSTS, settings()).rule
     table = gating.curves_of(rule)
     assert set(table["curve"]) == {"opening", "stands", "follows"}
     for name, rows in table.groupby("curve"):
