@@ -141,11 +141,11 @@ def test_contrast_is_zero_for_texts_told_apart_and_log_n_for_texts_all_alike():
 
 def test_fine_tuning_teaches_what_words_do_not_tell_and_leaves_its_start_alone(bert, tokenizer):
     before = {name: tensor.clone() for name, tensor in bert.state_dict().items()}
-    tuning = Tuning(steps=40, pairs=16, peak_learning_rate=5e-3)
+    tuning = Tuning(steps=80, pairs=16, peak_learning_rate=5e-3)
     tuned, losses = fine_tuned(bert, tokenizer, PAIRS, tuning)
     assert sum(losses[-5:]) < sum(losses[:5]) / 2
     found = [recall(by_encoder(model, tokenizer, PAIRS), 1).share for model in (bert, tuned)]
-    assert found[1] > found[0] + 0.3
+    assert found[1] > found[0] + 0.5
     assert found[1] > recall(by_tf_idf(PAIRS), 1).share
     assert all(torch.equal(before[name], tensor) for name, tensor in bert.state_dict().items())
     again, same = fine_tuned(bert, tokenizer, PAIRS, tuning)
