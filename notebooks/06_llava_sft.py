@@ -44,6 +44,7 @@ from IPython.display import Markdown, display
 
 from foredraft import figures, paths, recording, results
 from foredraft.experiments import llava_sft as experiment
+from foredraft.live import counter
 from foredraft.params import load as load_params
 from foredraft.plots import llava_sft as draw
 from foredraft.plots import table_pictures as show
@@ -81,7 +82,7 @@ made_from = stamp(
 # ## 1 · The task
 #
 # Tables are drawn, so their Markdown is known and there is no end of them. Level 1: one font, a plain grid of up to three by three, words of a small lexicon and numbers. Level 2: four fonts, rules or none, header
-# styles, alignment, up to five rows of four, and words that nobody has seen. Level 3: the same, turned, noisy, blurred and in colour.
+# styles, up to five rows of four, and words that nobody has seen. Level 3: the same, each column set to the left, the middle or the right, turned, noisy, blurred and in colour.
 
 # %%
 shown = {level: experiment.held_out(params, level)[:2] for level in params.judged_levels}
@@ -99,7 +100,7 @@ figures.save(show.levels(pictures), "llava_sft", "levels", made_from)
 # ## 2 · What carries loss
 #
 # A conversation becomes one row of tokens: the question, the picture (a token a patch), the answer, its end. Only the answer and its end are to be learnt. The article's collator, like TRL's by default, leaves loss on
-# the question and on the picture's placeholders; and the published chat template of LLaVA-1.5 marks no answers, so nothing would teach the model to *stop*. `answer_labels` uses a template that does.
+# the question and on the picture's placeholders. `answer_labels` uses a chat template that marks what is answered, its end included: that is what teaches the model to *stop*.
 
 # %%
 _, processor = experiment.base(params)
@@ -111,14 +112,7 @@ figures.save(show.roles(tokens), "llava_sft", "roles", made_from)
 #
 # The base has learnt to read: words and numbers, in reading order. It has never seen a pipe. Asked for Markdown, it does what it can.
 
-
 # %%
-def counter(what, total):
-    """Show how far something has come, in one line."""
-    line = display(Markdown(""), display_id=True)
-    return lambda n: line.update(Markdown(f"*{what}: {n} of {total}*"))
-
-
 reader, processor = experiment.base(params)
 n_asked = params.n_tables * len(params.judged_levels)
 before = experiment.judged(
@@ -277,7 +271,7 @@ growth = pd.concat(
         own.assign(examples=params.examples),
     ],
     ignore_index=True,
-)
+).astype({"level": int, "examples": int})
 figures.save(draw.growth(growth), "llava_sft", "growth", made_from)
 
 # %%
@@ -333,7 +327,7 @@ pd.DataFrame(
 #
 # * **The form is learnt in a minute, the reading is not.** Pipes and rules are right long before all letters are.
 # * **The `Trainer` keeps a LLaVA's checkpoints and does not read them.** Resuming goes on with fresh weights and an old optimiser, and the best model at the end is the last.
-# * **Teaching to stop takes a token.** Without loss on the end of the text a model learns tables and never ends one.
+# * **It tells letters apart and not how a column is set.** The rule row stands above the rows that would show it, and what has to be compared are edges some pixels apart: at level 3, the only one with alignments, it guesses (section 6, *alignment*).
 #
 # Next: [07, BERT from scratch](../README.md#the-articles).
 

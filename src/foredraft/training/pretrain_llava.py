@@ -98,6 +98,15 @@ POCKET_LLAVA = Recipe(
             place_weight=0.3,
             constant_share=0.2,
         ),
+        Stage(
+            ("grid", "grid", "loose"),
+            steps=700,
+            rows=16,
+            tower_rate=8e-4,
+            rate=3e-3,
+            place_weight=0.3,
+            constant_share=0.1,
+        ),
     ),
 )
 

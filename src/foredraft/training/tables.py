@@ -61,6 +61,8 @@ HELD_OUT_SEED = 1_000_000
 """The first seed of held-out tables."""
 MINIMAL_SLACK = 6
 """Pixels by which a column's cells differ in width where an alignment is to be seen."""
+ALIGNMENTS: tuple[Alignment, ...] = ("none", "centre", "right")
+"""Where a column may be set; to the left is what Markdown does without a mark."""
 ATTEMPTS = 2000
 """How often contents and style are drawn again before a table is said not to fit."""
 _NOUNS = (
@@ -110,7 +112,6 @@ _SEVERAL = {
     "text_sizes": (9, 11),
     "rules": ("grid", "horizontal", "header", "none"),
     "headers": ("plain", "bold", "shaded", "underlined"),
-    "alignments": ("left", "centre", "right"),
     "padding": (2, 4),
     "largest_shift": SIZE,
 }
@@ -129,8 +130,16 @@ LEVELS = {
         padding=(3, 3),
         largest_shift=8,
     ),
-    2: Level(number=2, **_SEVERAL),
-    3: Level(number=3, **_SEVERAL, rotation=3.0, blur=0.6, noise=12.0, is_coloured=True),
+    2: Level(number=2, **_SEVERAL, alignments=("none",)),
+    3: Level(
+        number=3,
+        **_SEVERAL,
+        alignments=ALIGNMENTS,
+        rotation=3.0,
+        blur=0.6,
+        noise=12.0,
+        is_coloured=True,
+    ),
 }
 
 
