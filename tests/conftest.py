@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.proofs import told
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
+if not torch.cuda.is_available():
+    # Before any test imports Triton, by way of transformers say: kernels are interpreted.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture
