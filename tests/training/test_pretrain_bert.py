@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,8 +69,8 @@ def whole(rows, tmp_path_factory):
     steps = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("whole"))
-        patch.setattr("foredraft.training.pretrain_bert.EVALUATE_EVERY", 10)
-        model, progress = pretrain_bert(RECIPE, rows, rows, report=steps.append)
+        recipe = replace(RECIPE, evaluate_every=10)
+        model, progress = pretrain_bert(recipe, rows, rows, report=steps.append)
     return model, progress, steps
 
 
@@ -109,7 +110,7 @@ def test_an_interrupted_run_resumes_bit_for_bit_and_ends_once(whole, rows, monke
 
 def test_a_kill_while_saving_leaves_the_checkpoint_before(rows, monkeypatch):
     monkeypatch.setattr("foredraft.training.pretrain_bert.CHECKPOINT_EVERY", 2)
-    replace, saves = Checkpoint.save, []
+    saved, saves = Checkpoint.save, []
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -119,12 +120,21 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(rows, monkeypatch):
         if len(saves) == 2:
             saves.append(self.path.read_bytes())
             monkeypatch.setattr("foredraft.training.checkpoint.os.replace", killed)
-        replace(self, *arguments)
+        saved(self, *arguments)
 
     monkeypatch.setattr(Checkpoint, "save", save)
     with pytest.raises(KeyboardInterrupt):
         pretrain_bert(RECIPE, rows, rows)
     assert Checkpoint(RECIPE.name).path.read_bytes() == saves[-1]
+
+
+def test_what_is_not_resumable_trains_alike_and_leaves_no_file(whole, rows, cache):
+    model, progress = pretrain_bert(RECIPE, rows, rows, resumable=False)
+    expected, finished, _ = whole
+    assert progress.tokens == finished.tokens
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    assert not [*cache.rglob("*.safetensors")]
 
 
 def test_the_model_returned_computes_in_full_precision_and_learns_no_more(whole):
@@ -137,8 +147,6 @@ def test_the_model_returned_computes_in_full_precision_and_learns_no_more(whole)
 
 
 def test_the_same_seed_starts_the_same_model_and_another_seed_another():
-    from dataclasses import replace
-
     one, two, other = (started(replace(RECIPE, seed=seed)).state_dict() for seed in (0, 0, 1))
     name = "bert.embeddings.words.weight"
     assert all(torch.equal(one[key], two[key]) for key in one)

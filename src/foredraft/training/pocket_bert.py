@@ -144,12 +144,13 @@ class Neighbours:
         return joint / joint.sum(-1, keepdim=True)
 
 
+@torch.no_grad()
 def evaluated(
-    model: BertForPretraining, counted: Neighbours, rows: Rows, *, n_rows: int = N_ROWS
+    model: BertForPretraining, counted: Neighbours | None, rows: Rows, *, n_rows: int = N_ROWS
 ) -> dict[str, Any]:
     """Score a model, and counting, on the same masked tokens of about so many rows, spread evenly.
 
-    Counting is told the true neighbours, even where the model sees a mask.
+    Counting is told the true neighbours, even where the model sees a mask; None leaves it out.
     """
     told = rows.passages
     indices = list(range(0, len(told), max(1, len(told) // n_rows)))
@@ -182,9 +183,8 @@ def score(guessed: pd.DataFrame) -> dict[str, float]:
     return {**rounded, "n": len(guessed), "documents": len(sums)}
 
 
-@torch.no_grad()
 def _guessed(
-    model: BertForPretraining, counted: Neighbours, rows: Rows, indices: Sequence[int]
+    model: BertForPretraining, counted: Neighbours | None, rows: Rows, indices: Sequence[int]
 ) -> Iterator[pd.DataFrame]:
     """Tell guess by guess who was right about the masked tokens, and about the pairs."""
     batch = collate([rows(0, index) for index in indices])
@@ -193,12 +193,13 @@ def _guessed(
     row, place = batch.chosen.nonzero(as_tuple=True)
     true = batch.ids.where(~batch.chosen, batch.labels)
     left, right, labels = true[row, place - 1], true[row, place + 1], true[row, place]
-    words = {
-        "bert": output.prediction_logits.float().softmax(-1),
-        "unigram": counted.single.expand(len(labels), -1),
-        "left_neighbour": counted.follows[left],
-        "both_neighbours": counted.from_both(left, right),
-    }
+    words = {"bert": output.prediction_logits.float().softmax(-1)}
+    if counted is not None:
+        words |= {
+            "unigram": counted.single.expand(len(labels), -1),
+            "left_neighbour": counted.follows[left],
+            "both_neighbours": counted.from_both(left, right),
+        }
     for who, law in words.items():
         yield _told(who, law, labels, documents[row])
     asked = batch.follows != IGNORED

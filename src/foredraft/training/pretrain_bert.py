@@ -22,8 +22,6 @@ from foredraft.training.checkpoint import Checkpoint, Progress
 from foredraft.training.mlm import IGNORED, Batch, Masking, Rows, batched, chance, collate
 from foredraft.types import Float, Int, Tensor
 
-EVALUATE_EVERY = 250
-"""In full batches."""
 CHECKPOINT_EVERY = 100
 EVALUATION_ROWS = 256
 NO_ROW = 2**31
@@ -48,6 +46,8 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
     warmup_steps: int = 200
+    evaluate_every: int = 250
+    """In full batches."""
     seed: int = 0
 
 
@@ -102,13 +102,16 @@ def pretrain_bert(
     *,
     device: str = "cpu",
     report: Report = lambda step: None,
+    resumable: bool = True,
 ) -> tuple[BertForPretraining, Progress]:
     """Train from the last checkpoint, or from scratch, to the end of the recipe.
 
-    Run under `torchrun`, each process takes its share of the rows of every batch; a batch of fewer
-    rows than processes is left out.
+    What is not `resumable` begins from scratch and writes no file. Run under `torchrun`, each
+    process takes its share of the rows of every batch; a batch of fewer rows than processes is left
+    out.
     """
-    run = _Run(recipe, rows, held_out, device, report)
+    checkpoint = Checkpoint(recipe.name) if resumable else None
+    run = _Run(recipe, rows, held_out, device, report, checkpoint)
     while run.progress.tokens < recipe.tokens:
         run.train_epoch()
     return run.finished(), run.progress
@@ -118,17 +121,23 @@ class _Run:
     """One training run: the model being trained and how far it has come."""
 
     def __init__(
-        self, recipe: Recipe, rows: Rows, held_out: Rows, device: str, report: Report
+        self,
+        recipe: Recipe,
+        rows: Rows,
+        held_out: Rows,
+        device: str,
+        report: Report,
+        checkpoint: Checkpoint | None,
     ) -> None:
         self.recipe, self.rows, self.held_out, self.report = recipe, rows, held_out, report
         self.accelerator = Accelerator(mixed_precision="bf16", cpu=device == "cpu")
-        self.checkpoint = Checkpoint(recipe.name)
-        self.progress = self.checkpoint.progress() or Progress()
+        self.checkpoint, self.progress = checkpoint, Progress()
         self.model = started(recipe)
         self.optimizer = _optimizer(self.model, recipe)
-        if self.progress.tokens:
-            self.checkpoint.load_model(self.model)
-            self.checkpoint.load_optimizer(self.model, self.optimizer)
+        if checkpoint is not None and (progress := checkpoint.progress()) is not None:
+            self.progress = progress
+            checkpoint.load_model(self.model)
+            checkpoint.load_optimizer(self.model, self.optimizer)
         self.trained, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
 
     def finished(self) -> BertForPretraining:
@@ -173,7 +182,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         n_tokens = self._sum(batch.attention_mask.sum())
         tokens = progress.tokens + int(n_tokens)
-        span = EVALUATE_EVERY * recipe.batch_tokens
+        span = recipe.evaluate_every * recipe.batch_tokens
         evaluate = tokens // span > progress.tokens // span or tokens >= recipe.tokens
         return Step(
             tokens=tokens,
@@ -217,7 +226,7 @@ class _Run:
 
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+        if self.checkpoint is not None and self.accelerator.is_main_process:
             self.checkpoint.save(self.progress, self.model, self.optimizer)
 
 

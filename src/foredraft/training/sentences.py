@@ -9,11 +9,11 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
+from foredraft.intervals import wilson
 from foredraft.models.bert import Bert
 from foredraft.models.padding import mean_pool
 from foredraft.training.docstrings import Docstring, words
@@ -89,7 +89,7 @@ class Recall:
 def recall(similarity: Float[Tensor, "question text"], k: int) -> Recall:
     """Measure how often the own text, on the diagonal, is among the k most similar.
 
-    Equal similarities count as in random order; the bounds are Wilson's (JASA 1927).
+    Equal similarities count as in random order; the bounds are Wilson's.
     """
     own = similarity.diagonal()[:, None]
     n_above = (similarity > own).sum(1)
@@ -97,18 +97,6 @@ def recall(similarity: Float[Tensor, "question text"], k: int) -> Recall:
     hits = ((k - n_above) / n_equal).clamp(0, 1).double()
     low, high = wilson(hits.mean().item(), len(hits))
     return Recall(k, hits.mean().item(), low, high, len(hits))
-
-
-def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Give Wilson's bounds of a share of n.
-
-    >>> [round(bound, 3) for bound in wilson(0.5, 100)]
-    [0.404, 0.596]
-    """
-    centre = share + z**2 / (2 * n)
-    spread = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    scale = 1 + z**2 / n
-    return float((centre - spread) / scale), float((centre + spread) / scale)
 
 
 def by_tf_idf(search: Search, *, characters: bool = False) -> Float[Tensor, "question text"]:

@@ -9,6 +9,7 @@ from typing import Literal, final
 
 from apted import APTED
 
+from foredraft.intervals import wilson
 from foredraft.training.pipe_table import Table, alignment, parse, split_row
 
 Grid = tuple[tuple[str, ...], ...]
@@ -25,8 +26,6 @@ Kind = Literal[
     "alignment",
     "form",
 ]
-Z = 1.959963984540054
-"""The normal law's 97.5 % point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,29 +134,21 @@ class Summary:
 def summary(scores: Iterable[TableScore]) -> Summary:
     """Average scores over tables, with Wilson's intervals; ValueError if there is none."""
     scores = list(scores)
+    if not scores:
+        raise ValueError("0 scores have no mean: give at least one")
     return Summary(
         n=len(scores),
-        exact=wilson([float(s.exact) for s in scores]),
-        text=wilson([float(s.text) for s in scores]),
-        cell_accuracy=wilson([s.cell_accuracy for s in scores]),
-        teds=wilson([s.teds for s in scores]),
-        valid=wilson([float(s.valid) for s in scores]),
+        exact=_estimate([float(s.exact) for s in scores]),
+        text=_estimate([float(s.text) for s in scores]),
+        cell_accuracy=_estimate([s.cell_accuracy for s in scores]),
+        teds=_estimate([s.teds for s in scores]),
+        valid=_estimate([float(s.valid) for s in scores]),
     )
 
 
-def wilson(values: Sequence[float]) -> Estimate:
-    """Estimate the mean of independent values in [0, 1] with Wilson's 95 % interval.
-
-    Of all such values with that mean those that are 0 or 1 vary most, so for others the interval is
-    too wide rather than too narrow.
-    """
-    n = len(values)
-    if n == 0 or min(values) < 0 or max(values) > 1:
-        raise ValueError(f"{n} values: give at least one, and all of them between 0 and 1")
-    mean = sum(values) / n
-    centre = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * (mean * (1 - mean) / n + Z**2 / (4 * n**2)) ** 0.5
-    return Estimate(mean, max(0.0, centre - half), min(1.0, centre + half))
+def _estimate(values: Sequence[float]) -> Estimate:
+    mean = sum(values) / len(values)
+    return Estimate(mean, *wilson(mean, len(values)))
 
 
 @dataclass(frozen=True, slots=True)
