@@ -41,8 +41,8 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 sync: $(STAMP) ## write each notebook's .ipynb twin from its .py
 	@foredraft sync
 
-bench: $(STAMP) ## measure again, on this machine, all that is recorded
-	@foredraft record
+bench: $(STAMP) ## measure this machine: every benchmark briefly, ending in ratios
+	@foredraft bench
 
 # An environment whose folder was moved is made anew: its scripts know the old place.
 ifneq ($(shell cat $(STAMP) 2> /dev/null),$(CURDIR))

@@ -37,7 +37,14 @@ class Recording:
 
 
 def record(slug: str, device: str, table: pd.DataFrame, stamp: Stamp) -> Path:
-    """Keep a table measured here and now.
+    """Keep a table measured here and now, as an article's; ValueError as of `keep`."""
+    path = paths.recorded(slug, device)
+    keep(path, device, table, stamp)
+    return path
+
+
+def keep(path: Path, device: str, table: pd.DataFrame, stamp: Stamp) -> None:
+    """Write a table measured here and now, with machine and day.
 
     ValueError if it has no column `n` (how often each was measured) or none that tells a spread.
     """
@@ -52,9 +59,7 @@ def record(slug: str, device: str, table: pd.DataFrame, stamp: Stamp) -> Path:
         "columns": list(table.columns),
         "rows": [_without_nan(row) for row in table.to_dict(orient="records")],
     }
-    path = paths.recorded(slug, device)
     write_json(path, content, stamp)
-    return path
 
 
 def _without_nan(row: Mapping[Hashable, object]) -> dict[str, object]:

@@ -433,6 +433,46 @@ def test_prompt_lookup_looks_at_the_device_only_where_that_is_the_cpu():
         assert draft.tokens.shape[1] == (2 if looks else 4)
 
 
+class Argmax:
+    """Draws without a generator."""
+
+    repetition_penalty = 1
+
+    def probs(self, logits, prefix=None):
+        return logits.softmax(-1)
+
+    def draw(self, probs, *, generator):
+        return probs.argmax(-1)
+
+
+def elsewhere(decoder):
+    """The same without values, on a device that refuses what lies on the CPU."""
+    state = {name: tensor.to("meta") for name, tensor in decoder.state_dict().items()}
+    return fd.Decoder.without_weights(decoder.config).take(state)
+
+
+def test_a_model_reads_a_text_that_lies_on_another_device(family):
+    reader = Reader(elsewhere(target(family)), 2, 40, 6)
+    text = Text(PROMPTS[:2], 40, torch.device("cpu"))
+    with torch.inference_mode():
+        assert reader.read(text).device.type == "meta"
+        assert reader.step(torch.tensor([1, 2])).device.type == "meta"
+        text.append(torch.ones(2, 3, dtype=torch.int64), torch.tensor([1, 3]))
+        text.extend_lengths([1, 3])
+        assert reader.read(text).shape == (2, 1, VOCAB)
+
+
+def test_drafts_are_drawn_where_the_target_is(family):
+    home, ours = torch.device("meta"), target(family)
+    job = Job(Reader(elsewhere(ours), 2, 40, 6), GREEDY, 2, 40, 6, drawing=lambda _: Argmax())
+    proposer = fd.ModelDrafter(ours).begin(job)
+    text = Text(PROMPTS[:2], 40, torch.device("cpu"))
+    with torch.inference_mode():
+        draft = proposer.propose(text, [1, 1], fd.FixedLength(1), generator=torch.Generator())
+    assert draft.tokens.device == draft.probs.device == draft.lengths.device == home
+    assert proposer.reader.cache.keys[0].is_cpu
+
+
 def test_two_generations_in_a_row_are_two_fresh_ones():
     drafter, ours = drafters("gemma2")["another"], target("gemma2")
     options = {"sampler": fd.Sampler(), "max_new_tokens": 15, "drafter": drafter}

@@ -1,5 +1,6 @@
 """A model folder is loaded whole or refused with the file and the tensor at fault."""
 
+import gc
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import accelerate
 import huggingface_hub.constants
 import pytest
 import torch
@@ -26,7 +28,9 @@ from transformers import (
 import foredraft as fd
 from foredraft import paths
 from foredraft.models import loading
+from foredraft.models.decoder import Decoder
 from foredraft.models.loading import INDEX, WEIGHTS, locate, pocket_models, write
+from foredraft.models.placement import Files, Placement
 
 NORM = "model.norm.weight"
 TEXT = "do re mi"
@@ -443,3 +447,109 @@ def test_a_draft_model_must_read_the_same_tokens(tokenizer, letters):
         ValueError, match=r"differs from the target's in \d+ tokens.*'<s>' \(1, 0\)"
     ):
         loading.require_same_tokens(tokenizer, letters)
+
+
+MAPS = {
+    "two layers in files": {"": "cpu", "layers.1": "disk", "layers.3": "disk"},
+    "only the layers in memory": {"": "disk", "layers": "cpu"},
+    "all in files": {"": "disk"},
+}
+SELF = fd.SelfDrafter(fd.SkipPlan(attn=[0, 2], mlp=[1]))
+SETTINGS = {"sampler": fd.Sampler(temperature=0.0), "max_new_tokens": 12, "eos_token_id": []}
+
+
+@pytest.mark.parametrize("device_map", MAPS.values(), ids=MAPS)
+def test_a_model_partly_in_files_decodes_as_it_does_in_memory(family, saved, text, device_map):
+    whole, _ = fd.load(saved(family))
+    placed, _ = fd.load(saved(family), device_map=device_map)
+    assert placed.embedding.weight.is_meta == (device_map[""] == "disk")
+    assert torch.equal(placed(text(2, 11)), whole(text(2, 11)))
+    prompts = [[3, 4, 5], [6, 7, 3, 4, 5, 6, 7]]
+    for drafter in (None, SELF, fd.ModelDrafter(placed)):
+        made = fd.generate(placed, prompts, drafter=drafter, **SETTINGS)
+        assert made.tokens == fd.generate(whole, prompts, **SETTINGS).tokens
+
+
+def test_a_tied_head_can_be_placed_by_itself(reference, tokenizer, tmp_path, text):
+    reference("llama-tied", torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    whole, _ = fd.load(tmp_path)
+    for device_map in ({"": "cpu", "head": "disk"}, {"": "cpu", "layers.0": "disk"}):
+        placed, _ = fd.load(tmp_path, device_map=device_map)
+        assert torch.allclose(placed(text(2, 5)), whole(text(2, 5)), atol=2**-5)
+
+
+def test_the_files_of_a_placed_model_are_gone_with_it(saved):
+    decoder, _ = fd.load(saved("llama"), device_map={"": "cpu", "layers.0": "disk"})
+    folder = decoder.files.path
+    held = {file.stem for file in folder.glob("*.dat")}
+    assert held == {name for name in decoder.state_dict() if name.startswith("layers.0.")}
+    del decoder
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_on_one_device_a_map_changes_nothing(saved):
+    for device_map in ("auto", {"": "cpu"}):
+        decoder, _ = fd.load(saved("llama", torch.bfloat16), device_map=device_map)
+        assert decoder.placement is None
+        assert decoder.is_packed == fd.load(saved("llama", torch.bfloat16))[0].is_packed
+
+
+def test_what_no_longer_fits_into_memory_goes_into_files(saved, text, monkeypatch):
+    whole, _ = fd.load(saved("llama"))
+    size = sum(tensor.numel() * 4 for tensor in whole.state_dict().values())
+    monkeypatch.setattr(accelerate.utils, "get_balanced_memory", lambda *_, **__: {"cpu": size / 2})
+    decoder, _ = fd.load(saved("llama"), device_map="auto")
+    assert {"cpu", "disk"} == set(decoder.placement.homes.values())
+    assert torch.equal(decoder(text(1, 9)), whole(text(1, 9)))
+
+
+def test_every_part_meets_its_inputs_on_its_own_device(family, saved, monkeypatch):
+    """The second device is `meta`: it holds no values, but refuses what lies on the first one.
+
+    Weights lie in their places already; inputs are left to be moved.
+    """
+    monkeypatch.setattr(accelerate.hooks, "set_module_tensor_to_device", lambda *_, **__: None)
+    loaded, _ = fd.load(saved(family))
+    decoder = Decoder.without_weights(loaded.config).separate_head()
+    first, second = dict.fromkeys(("embedding", "layers.0", "layers.1"), "cpu:0"), "meta"
+    placement = Placement(first | dict.fromkeys(("layers.2", "layers.3", "norm", "head"), second))
+    held = {"head.weight": loaded.embedding.weight, **loaded.state_dict()}
+    state = {name: each.to(placement.home_of(name)) for name, each in held.items()}
+    decoder.take(state).place(placement, Files())
+    cache = decoder.new_cache(2, 64)
+    assert [keys.device.type for keys in cache.keys] == ["cpu", "cpu", "meta", "meta"]
+    for counts in ([5, 5], [1, 3], [0, 1]):
+        tokens = torch.zeros(2, max(counts), dtype=torch.int64)
+        hidden = decoder.hidden(tokens, cache, skip=fd.SkipPlan(attn=[2], mlp=[0]))
+        assert decoder.all_logits(hidden).shape == (2, max(counts), loaded.config.vocab_size)
+        cache.commit(counts)
+    with pytest.raises(RuntimeError, match=r"expected device|same device"):
+        decoder.norm.weight + loaded.norm.weight
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device_map": "balanced"}, "unknown device_map 'balanced'"),
+        ({"device_map": {"layers.4": "cpu", "": "cpu"}}, "names 'layers.4': the parts are"),
+        ({"device_map": {"layers.0.mlp": "disk", "": "cpu"}}, "a layer is placed whole"),
+        ({"device_map": {"layers": "cpu"}}, "gives 'embedding' no home"),
+        ({"device_map": {"": "elsewhere"}}, "names 'elsewhere', neither 'disk' nor usable"),
+        ({"device_map": "auto", "device": "meta"}, "device='meta' and device_map"),
+        ({"device_map": "auto", "compile": True}, "compile=True and device_map"),
+    ],
+    ids=str,
+)
+def test_a_map_that_cannot_be_followed_is_refused(saved, options, message):
+    with pytest.raises(ValueError, match=message):
+        fd.load(saved("llama"), **options)
+
+
+def test_a_placed_model_stays_where_it_is(saved):
+    decoder, _ = fd.load(saved("llama"), device_map={"": "cpu", "layers.0": "disk"})
+    with pytest.raises(ValueError, match="a placed model cannot be moved"):
+        decoder.double()
+    with pytest.raises(ValueError, match="the head lies on disk"):
+        fd.load(saved("llama"), device_map={"": "disk"})[0].head_rows(torch.tensor([1]))

@@ -108,7 +108,8 @@ class ModelDrafter:
     """Let a smaller model with the target's vocabulary draft (arXiv 2211.17192, 2302.01318).
 
     `sampler` None drafts with the target's own sampler. Another one is as lossless; greedy drafts
-    (temperature 0) are one-hot proposals.
+    (temperature 0) are one-hot proposals. The model may lie on another device than the target, on
+    whose device its tokens are drawn.
     """
 
     draft_model: Decoder
@@ -122,27 +123,25 @@ class ModelDrafter:
                 f"the draft model knows {draft.config.vocab_size} tokens, the target "
                 f"{target.config.vocab_size}: choose a draft model with the target's tokenizer"
             )
-        if target.device != draft.device:
-            raise ValueError(
-                f"the draft model is on {draft.device}, the target on {target.device}: load both "
-                "on one device"
-            )
         drawing = job.drawing(self.sampler or job.sampler)
-        return _ModelProposer(Reader(draft, job.batch, job.capacity, job.spare), drawing)
+        reader = Reader(draft, job.batch, job.capacity, job.spare)
+        return _ModelProposer(reader, drawing, target.device)
 
 
 @final
 class _ModelProposer:
-    def __init__(self, reader: Reader, sampler: Drawing) -> None:
-        self.reader, self.sampler = reader, sampler
+    def __init__(self, reader: Reader, sampler: Drawing, home: torch.device) -> None:
+        self.reader, self.sampler, self.home = reader, sampler, home
 
     def propose(
         self, text: Text, limits: Sequence[int], stop: Exit, *, generator: torch.Generator
     ) -> Draft:
-        first = self.reader.read(text)[:, 0]
-        return drafted(
-            first, self.reader.step, self.sampler, text, limits, stop, generator=generator
-        )
+        first = self.reader.read(text)[:, 0].to(self.home)
+        return drafted(first, self.step, self.sampler, text, limits, stop, generator=generator)
+
+    def step(self, tokens: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocab"]:
+        """Read one more token; give the logits after it where tokens are drawn."""
+        return self.reader.step(tokens).to(self.home)
 
     def settle(self, text: Text) -> None:
         # now: after a round without a draft, rejected tokens would lie within the text's length

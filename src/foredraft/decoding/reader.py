@@ -29,7 +29,10 @@ class _Begun:
 
 @final
 class Reader:
-    """A model at work on a batch of texts, with the keys and values of what it has read."""
+    """A model at work on a batch of texts, with the keys and values of what it has read.
+
+    What it reads may lie on another device than the model; what it gives lies on the model's.
+    """
 
     def __init__(self, model: Decoder, batch: int, capacity: int, spare: int) -> None:
         """Allocate for texts of at most `capacity`, with `spare` slots for what is not kept."""
@@ -68,7 +71,8 @@ class Reader:
         self, tokens: Int[Tensor, " batch"], skip: SkipPlan | None = None
     ) -> Float[Tensor, "batch hidden"]:
         """Read as `step` does, without the branches in `skip`; give the residual stream."""
-        hidden = self.model.hidden(tokens[:, None], self.cache, skip=skip)
+        tokens = tokens[:, None].to(self.model.device)
+        hidden = self.model.hidden(tokens, self.cache, skip=skip)
         self.cache.commit(1)
         return hidden[:, -1]
 
@@ -100,6 +104,7 @@ class Reader:
     def _tokens(
         self, text: Text, drafts: Int[Tensor, "batch drafted"] | None, width: int
     ) -> Int[Tensor, "batch width"]:
+        text = text.on(self.model.device)
         tokens, n_drafted = text.tokens, 0 if drafts is None else drafts.shape[1]
         start, stop = self.cache.longest, self.cache.longest + width - n_drafted
         if self.cache.shortest == start and min(text.lengths) == max(text.lengths):  # side by side

@@ -1,6 +1,7 @@
 """The verified text of each row, on the device; its length is known on the host too."""
 
 from collections.abc import Sequence
+from copy import copy
 from typing import final
 
 import torch
@@ -48,6 +49,14 @@ class Text:
         # Only padding is ever clamped: it must not overwrite the token at the very end.
         written = self.tokens.scatter_reduce(1, places, kept, "amax")
         return written
+
+    def on(self, device: torch.device) -> "Text":
+        """Give it on another device, as it stands; itself where it lies there already."""
+        if self.tokens.device == device:
+            return self
+        moved = copy(self)
+        moved.tokens, moved.ends = self.tokens.to(device), self.ends.to(device)
+        return moved
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop the rows not named."""

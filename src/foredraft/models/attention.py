@@ -5,6 +5,8 @@ positions of this pass, `seen` key positions, `group` query heads that share one
 `folded` the queries of such a group one after the other (group × new).
 """
 
+from copy import copy
+from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -73,6 +75,24 @@ class TextMemory:
             self._slots = cache.slots(self.positions)
         self._dtype = dtype
         self._masks: dict[int | None, Mask | None] = {}
+        self._elsewhere: dict[torch.device, TextMemory] = {}
+
+    def to(self, device: torch.device | str | int) -> "TextMemory":
+        """Give the same on another device, for the layers that lie there."""
+        place = torch.device(device)
+        if place == self.positions.device:
+            return self
+        if place not in self._elsewhere:
+            self._elsewhere[place] = self._moved(place)
+        return self._elsewhere[place]
+
+    def _moved(self, place: torch.device) -> "TextMemory":
+        moved = copy(self)
+        moved.positions, moved.rotation = self.positions.to(place), self.rotation.to(place)
+        if self.cache is not None:
+            moved._slots = self._slots.to(place)
+        moved._masks, moved._elsewhere = {}, {}
+        return moved
 
     def extend(
         self, layer: int, keys: NewKVHeads, values: NewKVHeads, window: int | None
@@ -113,6 +133,61 @@ class TextMemory:
             visible &= behind < window
         mask = torch.zeros(visible.shape, dtype=self._dtype, device=visible.device)
         return mask.masked_fill_(~visible, -torch.inf).repeat(1, 1, self._group, 1)
+
+
+@final
+@dataclass(frozen=True)
+class StaticMemory:
+    """One layer's memory in tensors alone, whose shapes stay while a text grows: for a graph.
+
+    `keys` and `values` are the front of the layer's storage; what of it a query sees, `positions`
+    say, in a mask. `is_long` tells that the front is so much longer than the layer's window that
+    what a window can reach is better copied out of it.
+    """
+
+    rotation: Rotation
+    positions: Int[Tensor, "batch new"]
+    keys: KVHeads
+    values: KVHeads
+    group: int
+    window: int | None
+    is_long: bool
+
+    def extend(
+        self, layer: int, keys: NewKVHeads, values: NewKVHeads, window: int | None
+    ) -> tuple[KVHeads, KVHeads]:
+        """Write them to the storage, and give all its front, or what the window can reach."""
+        rows = self._rows()
+        self.keys.index_put_((rows, self.positions), keys)
+        self.values.index_put_((rows, self.positions), values)
+        if not self.is_long:
+            return self.keys, self.values
+        places = self._seen(window).clamp(min=0)
+        return self.keys[rows, places], self.values[rows, places]
+
+    def is_plainly_causal(self, window: int | None) -> bool:
+        """Say no: one rule serves all steps."""
+        return False
+
+    def mask(self, window: int | None) -> Mask | None:
+        """Make it from the positions."""
+        seen = self._seen(window)[:, None, None, :]
+        behind = self.positions[:, None, :, None] - seen
+        visible = (behind >= 0) & (seen >= 0)
+        if window is not None:
+            visible &= behind < window
+        mask = torch.zeros(visible.shape, dtype=self.keys.dtype, device=visible.device)
+        return mask.masked_fill(~visible, -torch.inf).repeat(1, 1, self.group, 1)
+
+    def _rows(self) -> Int[Tensor, "batch 1"]:
+        return torch.arange(len(self.keys), device=self.keys.device)[:, None]
+
+    def _seen(self, window: int | None) -> Int[Tensor, "rows seen"]:
+        """Number the positions that `extend` gives; those before the text are negative."""
+        if window is None or not self.is_long:
+            return torch.arange(self.keys.shape[1], device=self.keys.device)[None]
+        reach = torch.arange(window - 1 + self.positions.shape[1], device=self.keys.device)
+        return self.positions[:, :1] - window + 1 + reach
 
 
 def attend(

@@ -7,7 +7,8 @@ slots 0…i only, all of which are committed or written by the same pass: rows o
 therefore need neither left padding nor a padding mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -15,6 +16,14 @@ import torch
 from foredraft.models.config import DecoderConfig
 from foredraft.models.rotary import Rotation
 from foredraft.types import Float, Int, Tensor
+
+FRONT = 128
+"""The least of the sizes in which a compiled step looks at a cache; each other is twice another."""
+
+
+def fitting(n: int) -> int:
+    """Give the least such size that holds n positions."""
+    return FRONT << max(0, (n - 1) // FRONT).bit_length()
 
 
 def sent(numbers: Sequence[int], device: torch.device) -> Int[Tensor, " numbers"]:
@@ -26,6 +35,35 @@ def sent(numbers: Sequence[int], device: torch.device) -> Int[Tensor, " numbers"
 
 
 @final
+@dataclass(frozen=True, slots=True, eq=False)
+class Storage:
+    """What a cache holds: keys and values by layer, and the CUDA graphs captured on them.
+
+    A tensor of either has shape [batch, slots, kv_head, head_dim].
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    graphs: dict[Hashable, Callable[..., Tensor]]
+
+    @classmethod
+    def allocate(
+        cls,
+        config: DecoderConfig,
+        batch: int,
+        slots: int,
+        dtype: torch.dtype,
+        homes: Sequence[torch.device],
+    ) -> "Storage":
+        """Allocate, each layer's where its home is."""
+        shape = (batch, slots, config.n_kv_heads, config.head_dim)
+        keys, values = (
+            [torch.zeros(shape, dtype=dtype, device=home) for home in homes] for _ in range(2)
+        )
+        return cls(keys, values, {})
+
+
+@final
 class KVCache:
     """Keys and values of every layer, for a batch of rows that advance independently.
 
@@ -33,7 +71,7 @@ class KVCache:
     the committed lengths, one a row, known on the host so that nothing has to ask the device.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a shape, a place, and what may be there already
         self,
         config: DecoderConfig,
         batch: int,
@@ -42,11 +80,13 @@ class KVCache:
         spare: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        storage: "Storage | None" = None,
     ) -> None:
         """Allocate for `batch` rows of at most `capacity` positions.
 
         `spare` slots more take what is written behind a row and never kept: padding, and drafts
-        beyond the end of a text. They may lie beyond the model's last position.
+        beyond the end of a text. They may lie beyond the model's last position. `storage` of that
+        many slots is taken over, if it is given.
         """
         if batch < 1 or capacity < 1:
             raise ValueError(f"batch={batch}, capacity={capacity}: both must be at least 1")
@@ -56,14 +96,13 @@ class KVCache:
                 "shorten the prompt or ask for fewer new tokens"
             )
         slots = capacity + spare
-        shape = (batch, slots, config.n_kv_heads, config.head_dim)
-        place = {"dtype": dtype, "device": device}
-        self.keys = [torch.zeros(shape, **place) for _ in range(config.n_layers)]
-        self.values = [torch.zeros(shape, **place) for _ in range(config.n_layers)]
+        homes = [torch.device(device)] * config.n_layers
+        storage = storage or Storage.allocate(config, batch, slots, dtype, homes)
+        self.keys, self.values, self.graphs = storage.keys, storage.values, storage.graphs
         self._flatten()
         self.capacity = slots
         self._places = torch.arange(slots, device=device)
-        self._rotation = config.rotation(self._places, dtype)
+        self.table = config.rotation(self._places, dtype)
         self._row_starts = torch.arange(batch, device=device)[:, None] * slots
         self._set_lengths([0] * batch)
 
@@ -94,8 +133,9 @@ class KVCache:
                 f"cannot keep rows {list(rows)}: name some of 0 to {self.batch - 1}, each once"
             )
         index = sent(rows, self._places.device)
-        self.keys = [keys[index] for keys in self.keys]
-        self.values = [values[index] for values in self.values]
+        self.keys = [keys[index.to(keys.device)] for keys in self.keys]
+        self.values = [values[index.to(values.device)] for values in self.values]
+        self.graphs = {}
         self._flatten()
         self._row_starts = self._row_starts[: len(rows)]
         self._set_lengths([self.lengths[row] for row in rows])
@@ -114,8 +154,23 @@ class KVCache:
     def rotation(self, positions: Int[Tensor, "batch new"]) -> Rotation:
         """Give the rotary embedding of `positions(n_new)`, the next ones of each row."""
         if self.shortest == self.longest:
-            return self._rotation[self.longest : self.longest + positions.shape[1]]
-        return self._rotation[positions]
+            return self.table[self.longest : self.longest + positions.shape[1]]
+        return self.table[positions]
+
+    def rotation_at(self, positions: Int[Tensor, "batch new"]) -> Rotation:
+        """Look the rotary embedding of any positions up."""
+        return self.table[positions]
+
+    def front(self, n_new: int) -> list[tuple[Tensor, Tensor]]:
+        """Give the first slots of each layer's keys and values: so many that n_new more fit.
+
+        Their number is `FRONT` times a power of two, or all: few sizes, however a text grows.
+        """
+        size = fitting(self.longest + n_new)
+        if size not in self._fronts:
+            pairs = zip(self.keys, self.values, strict=True)
+            self._fronts[size] = [(keys[:, :size], values[:, :size]) for keys, values in pairs]
+        return self._fronts[size]
 
     def slots(self, positions: Int[Tensor, "batch new"]) -> Int[Tensor, " slots"]:
         """Say where these positions of the rows lie in storage, for `write`."""
@@ -137,6 +192,7 @@ class KVCache:
         """View each layer's storage as one run of slots, row after row, for `write`."""
         pairs = zip(self.keys, self.values, strict=True)
         self._flat = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in pairs]
+        self._fronts: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def _one_a_row(self, numbers: int | Sequence[int]) -> Sequence[int]:
         numbers = [numbers] * self.batch if isinstance(numbers, int) else numbers

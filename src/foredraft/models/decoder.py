@@ -17,9 +17,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from foredraft.models.attention import Memory, TextMemory, attend, attend_causally
-from foredraft.models.cache import KVCache
+from foredraft.models.cache import KVCache, Storage
+from foredraft.models.compiled import CompiledSteps
 from foredraft.models.config import DecoderConfig
 from foredraft.models.packing import PackedLinear, can_pack, pack
+from foredraft.models.placement import Files, Placement, dispatch
 from foredraft.models.skip import SkipPlan
 from foredraft.models.weights import decoder_tensors
 from foredraft.types import Float, Hidden, Int, Logits, Tensor, Tokens
@@ -150,6 +152,9 @@ class Decoder(nn.Module):
             None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
         self.is_packed = False
+        self.steps: CompiledSteps | None = None
+        self.placement: Placement | None = None
+        self.files: Files | None = None
 
     @classmethod
     def from_hf(cls, hf_model: PreTrainedModel) -> "Decoder":
@@ -163,10 +168,33 @@ class Decoder(nn.Module):
     @classmethod
     def from_tensors(cls, config: DecoderConfig, tensors: dict[str, Tensor]) -> "Decoder":
         """Build around given weights, without initialising any; in eval mode."""
+        return cls.without_weights(config).take(tensors)
+
+    @classmethod
+    def without_weights(cls, config: DecoderConfig) -> "Decoder":
+        """Build on the device `meta`, which holds nothing."""
         with torch.device("meta"):
-            decoder = cls(config)
-        decoder.load_state_dict(tensors, assign=True)
-        return decoder.eval().requires_grad_(False)
+            return cls(config)
+
+    def take(self, tensors: dict[str, Tensor]) -> "Decoder":
+        """Take over weights, all that there are, for inference."""
+        self.load_state_dict(tensors, assign=True)
+        return self.eval().requires_grad_(False)
+
+    def separate_head(self) -> "Decoder":
+        """Give a decoder without weights a head that can be placed by itself, tied or not."""
+        size = self.config.hidden_size, self.config.vocab_size
+        self.head = self.head or nn.Linear(*size, bias=False, device="meta")
+        return self
+
+    def place(self, placement: Placement, files: Files) -> "Decoder":
+        """Let each part run where it is placed, from now on; see `foredraft.models.placement`."""
+        homes = placement.homes
+        if self.config.tied and self.head is not None and homes["embedding"] == homes["head"]:
+            self.head.weight = self.embedding.weight
+        dispatch(self, placement, files)
+        self.placement, self.files = placement, files
+        return self
 
     def pack(self) -> "Decoder":
         """Lay the weights out for this processor, if it has a layout of its own; for inference."""
@@ -182,9 +210,11 @@ class Decoder(nn.Module):
         return self
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Decoder":
-        if self.is_packed:
+        if self.is_packed or self.placement is not None:
+            told = "packed" if self.is_packed else "placed"
             raise ValueError(
-                "a packed model cannot be moved or converted: load it again with device= and dtype="
+                f"a {told} model cannot be moved or converted: load it again with device= and "
+                "dtype="
             )
         return super()._apply(fn, recurse)
 
@@ -195,12 +225,20 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the weights are; of several devices, the one that reads tokens."""
+        if self.placement is not None:
+            return self.placement.runs_on("embedding")
         return self.embedding.weight.device
 
     def new_cache(self, batch: int, capacity: int, *, spare: int = 0) -> KVCache:
         """Allocate a cache of this model's shape, dtype and device; see `KVCache`."""
         place = {"dtype": self.dtype, "device": self.device}
+        if self.steps is not None:
+            return self.steps.new_cache(self, batch, capacity, spare=spare)
+        if self.placement is not None:
+            homes = self.placement.layer_devices()
+            storage = Storage.allocate(self.config, batch, capacity + spare, self.dtype, homes)
+            return KVCache(self.config, batch, capacity, spare=spare, storage=storage, **place)
         return KVCache(self.config, batch, capacity, spare=spare, **place)
 
     def forward(
@@ -227,6 +265,10 @@ class Decoder(nn.Module):
         `start` takes the place of the tokens' embeddings: with the first layers skipped, it is what
         an earlier pass gave after these.
         """
+        if self.steps is not None and cache is not None and self.steps.takes(tokens, cache):
+            plan = skip or SkipPlan()
+            plan.check(self.config.n_layers)
+            return self.steps.hidden(self, tokens, cache, plan, start)
         return deque(self.hidden_states(tokens, cache, skip=skip, start=start), maxlen=1).pop()
 
     def hidden_states(
@@ -262,6 +304,13 @@ class Decoder(nn.Module):
         self, hidden: Float[Tensor, "*batch hidden"], head: nn.Module | None = None
     ) -> Logits:
         """Apply the final norm, the head (or some rows of it) and Gemma-2's final soft-cap."""
+        if self.steps is not None and head is None and self.steps.takes_rows(hidden):
+            return self.steps.logits(self, hidden)
+        logits = self.all_logits(hidden, head)
+        return logits if self.placement is None else logits.to(self.device)
+
+    def all_logits(self, hidden: Tensor, head: nn.Module | None = None) -> Tensor:
+        """Do so as it stands, not compiled."""
         normed = self.norm(hidden)
         head = self.head if head is None else head
         logits = F.linear(normed, self.embedding.weight) if head is None else head(normed)
@@ -271,7 +320,12 @@ class Decoder(nn.Module):
     def head_rows(self, tokens: Int[Tensor, " kept"]) -> nn.Module:
         """Copy the head's rows of these tokens, packed if it can be: a head for `logits`."""
         own = self.embedding if self.head is None or self.config.tied else self.head
-        rows = own.state_dict()["weight"][tokens]
+        rows = own.state_dict()["weight"]
+        if rows.is_meta:
+            raise ValueError("the head lies on disk or on the host: place it where it can be read")
+        rows = rows[tokens.to(rows.device)]
+        if self.placement is not None:
+            rows = rows.to(self.placement.runs_on("norm"))
         if can_pack(rows):
             return PackedLinear(rows, is_copy=True)
         head = nn.Linear(*reversed(rows.shape), bias=False, device="meta")

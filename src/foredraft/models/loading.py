@@ -6,7 +6,7 @@ exists, so nothing is half-loaded.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,8 +32,10 @@ from transformers import (
 
 from foredraft import paths
 from foredraft.files import write_bytes, write_text
+from foredraft.models.compiled import CompiledSteps
 from foredraft.models.config import DecoderConfig, check_architecture, token_ids
 from foredraft.models.decoder import Decoder
+from foredraft.models.placement import FILES, DeviceMap, Files, Placement
 from foredraft.models.weights import checkpoint_tensors, decoder_tensors
 from foredraft.types import Tensor
 
@@ -48,17 +50,30 @@ def load(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    compile: bool = False,
+    device_map: DeviceMap | None = None,
 ) -> tuple[Decoder, PreTrainedTokenizerBase]:
     """Load a decoder, in eval mode, and its tokenizer.
 
     `name_or_path` is a pocket model's name, a folder in the Hugging Face format, or a hub id;
-    `dtype` None keeps the checkpoint's precision. Raises ValueError that names the file, and the
-    tensor where there is one, if anything is missing, damaged or not supported.
+    `dtype` None keeps the checkpoint's precision. With `compile`, decoding steps are compiled when
+    they are first made, and on a GPU replayed as CUDA graphs (`foredraft.models.compiled`).
+    `device_map` spreads a model over several devices, the host's memory and files, instead of
+    putting it on `device`: "auto", or a home for each part (`foredraft.models.placement`).
+
+    Raises ValueError that names the file, and the tensor where there is one, if anything is
+    missing, damaged or not supported; and for a device map that does not fit the model, or that
+    comes with `compile` or a `device`.
     """
     folder = locate(name_or_path)
     config = _decoder_config(folder, _hf_config(folder))
     tokenizer = _tokenizer(folder, config)
-    return Decoder.from_tensors(config, _tensors(folder, config, device, dtype)).pack(), tokenizer
+    if device_map is not None:
+        _refuse_beside_device_map(device, compile)
+        return _placed(folder, config, dtype, device_map), tokenizer
+    decoder = Decoder.from_tensors(config, _tensors(folder, config, device, dtype)).pack()
+    decoder.steps = CompiledSteps() if compile else None
+    return decoder, tokenizer
 
 
 def load_transformers(
@@ -140,7 +155,7 @@ def _hf_config(folder: Path) -> PretrainedConfig:
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{file} is missing: a model folder needs config.json")
-    fields = _json(file)
+    fields = read_object(file)
     try:
         check_architecture(fields.get("model_type"))
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -155,7 +170,7 @@ def _decoder_config(folder: Path, hf_config: PretrainedConfig) -> DecoderConfig:
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
     generation = folder / "generation_config.json"
-    ends = _json(generation).get("eos_token_id") if generation.is_file() else None
+    ends = read_object(generation).get("eos_token_id") if generation.is_file() else None
     if ends is None:
         return config
     try:
@@ -185,7 +200,8 @@ def _tokenizer(folder: Path, config: DecoderConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _json(file: Path) -> dict:
+def read_object(file: Path) -> dict:
+    """Read a file that holds a JSON object; ValueError, with the remedy, if it does not."""
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -195,6 +211,41 @@ def _json(file: Path) -> dict:
     return fields
 
 
+def _refuse_beside_device_map(device: torch.device | str, compile: bool) -> None:
+    if str(device) != "cpu":
+        raise ValueError(f"device={str(device)!r} and device_map: give one of them")
+    if compile:
+        raise ValueError(
+            "compile=True and device_map: compiled steps need all weights on one device; leave one "
+            "of them out"
+        )
+
+
+def _placed(
+    folder: Path, config: DecoderConfig, dtype: torch.dtype | None, device_map: DeviceMap
+) -> Decoder:
+    """Read each weight to where it belongs, one at a time; on a single device, as ever."""
+    decoder = Decoder.without_weights(config).separate_head()
+    weights = StoredTensors(folder, "cpu", dtype)
+    width = next((tensor.dtype for tensor in weights.values()), torch.float32)
+    placement = Placement.of(device_map, decoder, width)
+    if placement.single is not None:
+        return Decoder.from_tensors(
+            config, _tensors(folder, config, placement.single, dtype)
+        ).pack()
+    files = Files()
+
+    def put(name: str, tensor: Tensor) -> Tensor:
+        home = placement.home_of(name)
+        return files.take(name, tensor) if home == FILES else tensor.to(home)
+
+    tensors = _read(weights, config, put)
+    if config.tied:
+        tensors["head.weight"] = put("head.weight", weights["model.embed_tokens.weight"])
+    files.close()
+    return decoder.take(tensors).place(placement, files)
+
+
 def _tensors(
     folder: Path,
     config: DecoderConfig,
@@ -202,9 +253,14 @@ def _tensors(
     dtype: torch.dtype | None,
 ) -> dict[str, Tensor]:
     """Read and check all weights; only then is there anything to build a model from."""
-    weights = _Weights(folder, device, dtype)
+    return _read(StoredTensors(folder, device, dtype), config, lambda name, tensor: tensor)
+
+
+def _read(
+    weights: "StoredTensors", config: DecoderConfig, put: Callable[[str, Tensor], Tensor]
+) -> dict[str, Tensor]:
     try:
-        tensors = decoder_tensors(config, weights)
+        tensors = decoder_tensors(config, weights, put)
     except ValueError as error:
         raise ValueError(f"{weights.source}: {error}") from error
     found = sorted({str(tensor.dtype) for tensor in tensors.values()})
@@ -213,7 +269,7 @@ def _tensors(
     return tensors
 
 
-class _Weights(Mapping[str, Tensor]):
+class StoredTensors(Mapping[str, Tensor]):
     """The tensors of a folder by name, each read from its file when asked for."""
 
     def __init__(self, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> None:
@@ -247,7 +303,7 @@ class _Weights(Mapping[str, Tensor]):
         return dict.fromkeys(_names(self.source), self.source)
 
     def _sharded(self) -> dict[str, Path]:
-        listed = _json(self.source).get("weight_map")
+        listed = read_object(self.source).get("weight_map")
         if not isinstance(listed, dict):
             raise ValueError(f"{self.source} has no 'weight_map'; download or copy it again")
         for shard in listed.values():

@@ -14,6 +14,21 @@ from torch import nn
 
 from foredraft.types import Float, Tensor
 
+_LIBRARY = torch.library.Library("foredraft", "DEF")
+_LIBRARY.define("packed_linear(Tensor x, Tensor packed, Tensor? bias) -> Tensor")
+
+
+def _packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+_LIBRARY.impl("packed_linear", _packed_linear, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("foredraft::packed_linear", lib=_LIBRARY)
+def _(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], packed.shape[0])
+
 
 @final
 class PackedLinear(nn.Module):
@@ -36,6 +51,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows in_features"]) -> Float[Tensor, "*rows out_features"]:
         """Give x·Wᵀ + b."""
+        if torch.compiler.is_compiling():  # whose own rule for oneDNN wants constant weights
+            return torch.ops.foredraft.packed_linear(x, self.packed, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

@@ -74,6 +74,10 @@ class Rotation:
         """Look up rows of a table over 0, 1, 2, …; a slice of them serves every row alike."""
         return Rotation(self.cos[positions], self.sin[positions])
 
+    def to(self, device: torch.device | str | int) -> "Rotation":
+        """Give it on another device."""
+        return Rotation(self.cos.to(device), self.sin.to(device))
+
     def __call__(
         self, x: Float[Tensor, "batch seq head head_dim"]
     ) -> Float[Tensor, "batch seq head head_dim"]:

@@ -1,6 +1,6 @@
 """Which tensor of a Hugging Face checkpoint goes where in a Decoder, in both directions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,15 +29,19 @@ def slots(config: DecoderConfig) -> Iterator[Slot]:
         yield Slot("head.weight", {"lm_head.weight": vocab})
 
 
-def decoder_tensors(config: DecoderConfig, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Arrange checkpoint tensors as a Decoder's state.
+def decoder_tensors(
+    config: DecoderConfig,
+    source: Mapping[str, Tensor],
+    put: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+) -> dict[str, Tensor]:
+    """Arrange checkpoint tensors as a Decoder's state, each put in its place as soon as it is read.
 
     Raises ValueError naming the first tensor that is missing, has the wrong shape or holds no
     floating-point numbers, or any that a decoder of this configuration has no place for.
     """
     layout = list(slots(config))
     _refuse_strangers(layout, source, config)
-    return {slot.name: _stack(slot, source) for slot in layout}
+    return {slot.name: put(slot.name, stacked(slot, source)) for slot in layout}
 
 
 def checkpoint_tensors(config: DecoderConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -82,7 +86,12 @@ def _layer_slots(config: DecoderConfig, layer: int) -> Iterator[Slot]:
         yield norm("mlp.norm", "post_attention_layernorm")
 
 
-def _stack(slot: Slot, source: Mapping[str, Tensor]) -> Tensor:
+def stacked(slot: Slot, source: Mapping[str, Tensor]) -> Tensor:
+    """Give a parameter from the tensors that it stacks.
+
+    Raises ValueError naming the first that is missing, has the wrong shape or holds no
+    floating-point numbers.
+    """
     parts = []
     for name, shape in slot.sources.items():
         if name not in source:

@@ -1,0 +1,262 @@
+"""Time what the memory allows, and how near a decoder comes to it.
+
+One token of a batch of one reads every weight once: what a matrix times a vector reaches on this
+machine is the roof under which a forward pass can run. A pass of a few tokens reads the same bytes,
+which is what speculation lives on. All arms of a model are timed in alternation, the roof among
+them, so that a share is a ratio of neighbours in time.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import pandas
+import torch
+import torch.nn.functional as F
+
+from foredraft.bench import Comparison, Schedule, Spread, columns, compare, now
+from foredraft.models.compiled import CompiledSteps
+from foredraft.models.config import DecoderConfig
+from foredraft.models.decoder import Decoder
+from foredraft.models.loading import load
+from foredraft.models.packing import PackedLinear, can_pack
+from foredraft.models.skip import Parts
+from foredraft.types import Tensor
+
+LLAMA_120M = DecoderConfig(
+    architecture="llama",
+    vocab_size=8192,
+    hidden_size=768,
+    intermediate_size=2048,
+    n_layers=16,
+    n_heads=12,
+    n_kv_heads=12,
+    head_dim=64,
+    max_positions=4096,
+    windows=(None,) * 16,
+    tied=True,
+)
+"""A Llama of 120 million parameters, to be drawn at random: large enough for no cache to hold."""
+
+SCHEDULE = Schedule(repeats=7, warmup=1, sample_seconds=0.02)
+
+DTYPES = (torch.float32, torch.bfloat16)
+COPY, GEMV, MATRIX, FORWARD = "copy", "matrix × vector", "matrix × matrix", "forward"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What is timed: bytes that no cache holds, the side of a square, tokens and contexts."""
+
+    megabytes: int = 256
+    side: int = 1024
+    new_tokens: Sequence[int] = (1, 2, 4, 8, 16)
+    contexts: Sequence[int] = (100, 500, 2000)
+    schedule: Schedule = SCHEDULE
+
+
+LARGE = Sizes(megabytes=1024, side=8192)
+"""For a GPU."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One arm: what it is called in the table, bytes that it must read or write, its operations."""
+
+    about: Mapping[str, object]
+    run: Callable[[], object]
+    megabytes: float | int
+    gigaflops: float = float("nan")
+
+
+def roofline_benchmark(
+    models: Mapping[str, Decoder] | None = None,
+    *,
+    device: str = "cpu",
+    sizes: Sizes | None = None,
+    report: Callable[[str], None] = lambda told: None,
+    clock: Callable[[], float] = now,
+) -> pandas.DataFrame:
+    """Time copies, matrix products and forward passes; a row each.
+
+    `share` is the rate at which a pass reads weights, keys and values, ÷ that of a matrix times a
+    vector in the same precision; `growth` its time ÷ that of one token behind the least context.
+    `models` None: `pocket-llama` and a random Llama of 120 million parameters, both in bf16, and on
+    a GPU the same two with compiled steps.
+    """
+    sizes = sizes or (Sizes() if device == "cpu" else LARGE)
+    report("copies and matrix products")
+    arms = [work for dtype in DTYPES for work in _machine(dtype, device, sizes)]
+    rows = _rows(arms, _timed(arms, device, sizes, clock), device)
+    for name, decoder in (models or pocket_and_random(device)).items():
+        report(f"{name}: {len(sizes.new_tokens) * len(sizes.contexts)} forward passes")
+        arms = [_gemv(decoder.dtype, device, sizes), *_passes(name, decoder, sizes)]
+        rows += _rows(arms, _timed(arms, device, sizes, clock), device)[1:]
+    return pandas.DataFrame(rows)
+
+
+def asked(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Give the ratios that a reader asks for: share of the roof, growth with the context."""
+    single = table.loc[(table["what"] == FORWARD) & (table["new_tokens"] == 1)]
+    most = table.loc[(table["what"] == FORWARD)]["new_tokens"].max()
+    lines: list[dict[str, object]] = []
+    for model, rows in single.groupby("model", sort=False):
+        near, far = rows.iloc[0], rows.iloc[-1]
+        many = table.loc[(table["model"] == model) & (table["new_tokens"] == most)].iloc[0]
+        lines += [
+            {"ratio": "share of the roof", "of": model, **_spread_of(near, "share")},
+            {
+                "ratio": f"context {far['context']:.0f} ÷ {near['context']:.0f}",
+                **{"of": model, **_spread_of(far, "growth")},
+            },
+            {"ratio": f"{most:.0f} tokens ÷ 1", "of": model, **_spread_of(many, "growth")},
+        ]
+    return pandas.DataFrame(lines)
+
+
+def pocket_and_random(device: str) -> dict[str, Decoder]:
+    """Load `pocket-llama` and draw the Llama of 120 million parameters, in bf16."""
+    pocket, _ = load("pocket-llama", device=device, dtype=torch.bfloat16)
+    found = {"pocket-llama": pocket, "120M": drawn(LLAMA_120M, device)}
+    if device != "cpu":
+        for name, decoder in list(found.items()):
+            twin = Decoder.from_tensors(decoder.config, decoder.state_dict())
+            twin.steps = CompiledSteps()
+            found[f"{name}, compiled"] = twin
+    return found
+
+
+def drawn(
+    config: DecoderConfig, device: torch.device | str, dtype: torch.dtype = torch.bfloat16
+) -> Decoder:
+    """Make a decoder with random weights, laid out as a loaded one is."""
+    generator = torch.Generator(device).manual_seed(0)
+    shapes = {name: each.shape for name, each in Decoder.without_weights(config).named_parameters()}
+    weights = {
+        name: torch.randn(shape, generator=generator, device=device)
+        .mul_(config.initializer_range)
+        .add_(len(shape) == 1)
+        .to(dtype)
+        for name, shape in shapes.items()
+    }
+    return Decoder.from_tensors(config, weights).pack()
+
+
+def bytes_per_token(decoder: Decoder, context: int) -> int:
+    """Count what one more token must read: weights once, and the keys and values that it sees."""
+    config, width = decoder.config, decoder.dtype.itemsize
+    seen = sum(min(context, window or context) for window in config.windows)
+    return width * (Parts.of(config).total(config.n_layers) + 2 * seen * config.kv_size)
+
+
+def _machine(dtype: torch.dtype, device: str, sizes: Sizes) -> list[Work]:
+    """A copy, a matrix times a vector, and a square matrix times another."""
+    numbers = torch.ones(sizes.megabytes * 10**6 // dtype.itemsize, dtype=dtype, device=device)
+    target = torch.empty_like(numbers)
+    square = torch.ones(sizes.side, sizes.side, dtype=dtype, device=device)
+    name = str(dtype).removeprefix("torch.")
+    return [
+        Work({"what": COPY, "dtype": name}, lambda: target.copy_(numbers), 2 * sizes.megabytes),
+        _gemv(dtype, device, sizes),
+        Work(
+            {"what": MATRIX, "dtype": name},
+            lambda: square @ square,
+            3 * square.nbytes / 1e6,
+            2 * sizes.side**3 / 1e9,
+        ),
+    ]
+
+
+def _gemv(dtype: torch.dtype, device: str, sizes: Sizes) -> Work:
+    """A matrix that no cache holds times one row, the matrix laid out as a decoder's are."""
+    columns_ = 4096
+    rows = sizes.megabytes * 10**6 // (columns_ * dtype.itemsize)
+    weight = torch.ones(rows, columns_, dtype=dtype, device=device)
+    row = torch.ones(1, columns_, dtype=dtype, device=device)
+    run = _product(weight, row)
+    about = {"what": GEMV, "dtype": str(dtype).removeprefix("torch."), "new_tokens": 1}
+    return Work(about, run, weight.nbytes / 1e6, 2 * weight.numel() / 1e9)
+
+
+def _product(weight: Tensor, row: Tensor) -> Callable[[], object]:
+    if can_pack(weight):
+        packed = PackedLinear(weight)
+        return lambda: packed(row)
+    return lambda: F.linear(row, weight)
+
+
+def _passes(name: str, decoder: Decoder, sizes: Sizes) -> list[Work]:
+    """Forward passes of each number of tokens behind each context, one token first."""
+    return [
+        _forward(name, decoder, n_new, context)
+        for n_new in sizes.new_tokens
+        for context in sizes.contexts
+        if context + n_new <= decoder.config.max_positions
+    ]
+
+
+def _forward(name: str, decoder: Decoder, n_new: int, context: int) -> Work:
+    cache = decoder.new_cache(1, context + n_new)
+    cache.commit(context)
+    tokens = torch.ones(1, n_new, dtype=torch.int64, device=decoder.device)
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return decoder(tokens, cache)
+
+    about = {"what": FORWARD, "model": name, "dtype": str(decoder.dtype).removeprefix("torch.")}
+    about |= {"compiled": decoder.steps is not None, "context": context, "new_tokens": n_new}
+    return Work(about, run, bytes_per_token(decoder, context) / 1e6)
+
+
+def _timed(
+    arms: Sequence[Work], device: str, sizes: Sizes, clock: Callable[[], float]
+) -> Comparison:
+    runs = {str(place): work.run for place, work in enumerate(arms)}
+    return compare(runs, schedule=sizes.schedule, device=device, clock=clock)
+
+
+def _rows(arms: Sequence[Work], timed: Comparison, device: str) -> list[dict[str, object]]:
+    """Lay out one row an arm, passes beside the roof and beside the first pass of their model."""
+    places = list(enumerate(arms))
+    rows = []
+    for place, work in places:
+        rows.append(
+            {
+                **work.about,
+                "batch": 1,
+                "megabytes": work.megabytes,
+                **columns("gigabytes_per_second", _rate(timed, place, work.megabytes / 1e3)),
+                **columns("gigaflops_per_second", _rate(timed, place, work.gigaflops)),
+                **columns("ms", timed.spread(str(place))),
+                "n": timed.spread(str(place)).n,
+                **timed.labels,
+            }
+        )
+        if work.about["what"] == FORWARD:
+            share = timed.ratio("0", str(place))
+            rows[-1] |= columns("share", _scaled(share, work.megabytes / arms[0].megabytes))
+            rows[-1] |= columns("growth", timed.ratio(str(place), "1"))
+    return rows
+
+
+def _rate(timed: Comparison, place: int, amount: float) -> Spread:
+    """Say how much a second an arm reached, call by call."""
+    return Spread.of([amount / seconds for seconds in timed.seconds[str(place)]])
+
+
+def _scaled(spread: Spread, factor: float) -> Spread:
+    return replace(
+        spread,
+        median=spread.median * factor,
+        minimum=spread.minimum * factor,
+        maximum=spread.maximum * factor,
+        interquartile=spread.interquartile * factor,
+    )
+
+
+def _spread_of(row: "pandas.Series", name: str) -> dict[str, object]:
+    ends = ("median", "min", "max", "iqr")
+    return {**{f"value_{end}": row[f"{name}_{end}"] for end in ends}, "n": row["n"]}
