@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from foredraft import paths, runner
+from foredraft import live, params, paths, runner
 
 HEADER = """# ---
 # jupyter:
@@ -77,6 +77,14 @@ def test_parameters_reach_the_notebook_and_outputs_go_where_they_should(notebook
     assert texts(executed) == ["4 [0.5, 1] True\n", f"{tmp_path}/out/data/results\n"]
 
 
+def test_a_run_is_not_live_even_if_it_is_started_from_an_open_notebook(
+    notebook, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(live.SESSION_VARIABLE, "notebooks/01_sampling.ipynb")
+    notebook("from foredraft.live import is_live\nprint(is_live())")
+    assert texts(runner.run("sampling", {}, out=tmp_path)) == ["False\n"]
+
+
 def test_the_environment_is_as_before_after_a_run(notebook, tmp_path):
     notebook("pass")
     before = dict(os.environ)
@@ -101,6 +109,14 @@ def test_a_parameter_that_is_not_allowed_is_told_before_anything_runs(
     with pytest.raises(ValueError, match=told):
         runner.run("sampling", overrides, out=tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_every_parameter_of_a_run_can_be_told_before_it(notebook):
+    notebook("pass")
+    told = runner.resolved("sampling", {"seed": 4, "measure": True, "profile": "smoke"})
+    smoke = params.load("sampling", {"seed": 4, "profile": "smoke"}).model_dump(mode="json")
+    assert told == {**smoke, "measure": True}
+    assert runner.resolved("sampling", {})["measure"] is False
 
 
 def test_a_failing_cell_is_named_and_the_earlier_copy_stays(notebook, tmp_path):

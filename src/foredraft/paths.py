@@ -21,6 +21,9 @@ MODELS = ROOT / "data" / "models"
 PROMPTS = ROOT / "data" / "prompts"
 PLANS = ROOT / "data" / "plans"
 RECORDED = ROOT / "data" / "recorded"
+LOCK = ROOT / "dvc.lock"
+"""What each stage was made from and what it made, by digest."""
+CITATION = ROOT / "CITATION.cff"
 CORPUS = ROOT / "data" / "corpus.json"
 """Which packages, files and bytes the pocket models were trained on."""
 CACHE = ROOT / ".cache"
@@ -81,6 +84,11 @@ def results_macros() -> Path:
 def recorded(slug: str, device: str) -> Path:
     """What was measured for an article on a device such as `cpu` or `cuda`."""
     return RECORDED / f"{article(slug).slug}.{device}.json"
+
+
+def sweeps(slug: str) -> Path:
+    """The folder where the sweeps of an article keep their points, unless told otherwise."""
+    return outputs() / "sweeps" / article(slug).slug
 
 
 def model(name: str) -> Path:

@@ -7,6 +7,7 @@ From these files, and nothing else, come RESULTS.md and the TeX macros of figure
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -77,9 +78,9 @@ def write(
     write_table(paths.results(slug, "csv"), table, stamp, content)
 
 
-def read(slug: str) -> Findings | None:
-    """An article's findings; None if it has not been run."""
-    path = paths.results(slug)
+def read(slug: str, below: Path | None = None) -> Findings | None:
+    """An article's findings, of the run that wrote below this folder; None if there is none."""
+    path = paths.results(slug) if below is None else below / paths.cited(slug)
     if not path.is_file():
         return None
     content = read_json(path).content
@@ -134,13 +135,26 @@ def shown(value: Value | None) -> str:
 
 
 def macros(found: list[Findings]) -> str:
-    """TeX: `\\input` the file, then `\\res{sampling/entropy.cold}` is the value of that key."""
+    """TeX: `\\input` the file, then `\\res{sampling/entropy.cold}` is the value of that key.
+
+    Of a claimed value, `key@spread`, `key@n` and `key@article` are what RESULTS.md has beside it.
+    """
     lines = (
-        f"\\expandafter\\def\\csname res@{each.article.slug}/{key}\\endcsname{{{_tex(value)}}}"
+        f"\\expandafter\\def\\csname res@{each.article.slug}/{key}\\endcsname{{{tex(value)}}}"
         for each in found
-        for key, value in each.values.items()
+        for key, value in {**each.values, **_beside(each.claims)}.items()
     )
     return "\n".join([_MACROS_HEAD, *lines]) + "\n"
+
+
+def _beside(claims: Iterable[Claim]) -> dict[str, Value]:
+    """The numbers of the claims that are no values of their own; `@` stands in no key."""
+    numbers = {
+        f"{claim.key}@{name}": value
+        for claim in claims
+        for name, value in (("spread", claim.spread), ("n", claim.n), ("article", claim.article))
+    }
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
 def _row(found: Findings, claim: Claim) -> str:
@@ -157,9 +171,10 @@ def _row(found: Findings, claim: Claim) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _tex(value: Value) -> str:
+def tex(value: Value) -> str:
+    """A value as TeX sets it: six significant digits, special characters escaped."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return re.sub(r"([#$%&_{}])", r"\\\1", text.replace("\\", "\\textbackslash "))
+    return text.translate(_TEX)
 
 
 _PAGE_HEAD = """# Results
@@ -172,6 +187,17 @@ parameters. `file#key` cites a value.
 | claim | article | ours | n | command | value |
 |---|---|---|---|---|---|"""
 
-_MACROS_HEAD = r"""% Written by `foredraft results`; \res{<slug>/<key>} is the value of that key.
+_TEX = str.maketrans(
+    {
+        **{special: f"\\{special}" for special in "#$%&_{}"},
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+    }
+)
+"""What stands for the characters that TeX takes for its own."""
+
+_MACROS_HEAD = r"""% Written by `foredraft results`; \res{<slug>/<key>} is the value of that key,
+% \res{<slug>/<key>@spread}, @n and @article what RESULTS.md has beside it.
 \newcommand\res[1]{\ifcsname res@#1\endcsname\csname res@#1\endcsname
   \else\PackageError{res}{no result #1}{}\fi}"""

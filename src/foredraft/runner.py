@@ -22,13 +22,13 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
-from foredraft import params, paths
+from foredraft import live, params, paths
 from foredraft.files import write_text
 from foredraft.hints import unknown
 from foredraft.pairs import identify
 
 FAILED = paths.CACHE / "failed"
-"""Where a notebook that failed is kept, with its outputs up to the error."""
+"""Where a notebook that failed is kept, with its outputs up to the error; else below `out`."""
 
 KERNEL_STARTS_WITHIN = 180
 """Seconds; a loaded machine is slow to import."""
@@ -46,11 +46,34 @@ def run(slug: str, overrides: Mapping[str, Any], *, out: Path | None = None) -> 
     NotebookError if a cell fails; the executed copy of an earlier run then stays as it was.
     """
     notebook = read(slug)
-    _check(notebook, slug, overrides)
+    resolved(slug, overrides)
+    failed = FAILED if out is None else out / FAILED.name
     with _environment(out):
         target = paths.executed(slug)
-        write_text(target, normalised(_executed(notebook, slug, overrides)))
+        executed = _executed(notebook, slug, overrides, failed=failed / f"{slug}.ipynb")
+        write_text(target, normalised(executed))
     return target
+
+
+def resolved(slug: str, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Every parameter of a run with these overrides, the notebook's own switches among them.
+
+    ValueError for one that is not allowed: the notebook must declare it. One whose default is None
+    is params.yaml's, any other the notebook's own switch.
+    """
+    defaults = declared(read(slug))
+    switches = {name: value for name, value in defaults.items() if value is not None}
+    for name, value in overrides.items():
+        if name not in defaults:
+            raise unknown(f"parameter of the notebook {slug}", name, defaults)
+        if name in switches and type(value) is not type(switches[name]):
+            kind = type(switches[name]).__name__
+            raise ValueError(
+                f"parameter {slug}.{name}: {value!r} is not allowed; it must be {kind}"
+            )
+    switched = {name: overrides.get(name, value) for name, value in switches.items()}
+    given = {name: value for name, value in overrides.items() if name not in switches}
+    return {**params.load(slug, given).model_dump(mode="json"), **switched}
 
 
 def declared(notebook: NotebookNode) -> Mapping[str, Any]:
@@ -92,21 +115,6 @@ def read(slug: str) -> NotebookNode:
     return jupytext.read(path)
 
 
-def _check(notebook: NotebookNode, slug: str, overrides: Mapping[str, Any]) -> None:
-    """A parameter whose default is None is params.yaml's, any other the notebook's own switch."""
-    defaults = declared(notebook)
-    switches = {name: value for name, value in defaults.items() if value is not None}
-    for name, value in overrides.items():
-        if name not in defaults:
-            raise unknown(f"parameter of the notebook {slug}", name, defaults)
-        if name in switches and type(value) is not type(switches[name]):
-            kind = type(switches[name]).__name__
-            raise ValueError(
-                f"parameter {slug}.{name}: {value!r} is not allowed; it must be {kind}"
-            )
-    params.load(slug, {name: value for name, value in overrides.items() if name not in switches})
-
-
 def _fonts() -> Path:
     """A folder with matplotlib's list of fonts, which a cell would otherwise make, and say so."""
     folder = paths.CACHE / "matplotlib"
@@ -135,7 +143,7 @@ def _environment(out: Path | None) -> Iterator[None]:
             "TRANSFORMERS_VERBOSITY": "error",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
-        for name in ("COLUMNS", "LINES", "MATPLOTLIBRC"):
+        for name in ("COLUMNS", "LINES", "MATPLOTLIBRC", live.SESSION_VARIABLE):
             os.environ.pop(name, None)
         if out is not None:
             os.environ[paths.OUTPUT_VARIABLE] = str(out.absolute())
@@ -146,7 +154,9 @@ def _environment(out: Path | None) -> Iterator[None]:
             os.environ |= before
 
 
-def _executed(notebook: NotebookNode, slug: str, overrides: Mapping[str, Any]) -> NotebookNode:
+def _executed(
+    notebook: NotebookNode, slug: str, overrides: Mapping[str, Any], *, failed: Path
+) -> NotebookNode:
     """Execute in the notebooks' folder, as JupyterLab does, and return what papermill wrote."""
     from papermill import execute_notebook
 
@@ -167,9 +177,8 @@ def _executed(notebook: NotebookNode, slug: str, overrides: Mapping[str, Any]) -
         except DeadKernelError as error:
             raise NotebookError(f"{slug}: the kernel died; a lack of memory does that") from error
         except PapermillExecutionError as error:
-            kept = FAILED / f"{slug}.ipynb"
-            write_text(kept, written.read_text(encoding="utf-8"))
-            raise NotebookError(_told(error, slug, kept)) from error
+            write_text(failed, written.read_text(encoding="utf-8"))
+            raise NotebookError(_told(error, slug, failed)) from error
         return nbformat.read(written, as_version=4)
 
 

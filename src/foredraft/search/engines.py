@@ -1,17 +1,12 @@
 """Where plans are measured: in this process, or on a cluster through Ray."""
 
-import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any, Protocol, final, runtime_checkable
 
+from foredraft import cluster
+from foredraft.cluster import RETRIES
 from foredraft.models.skip import SkipPlan
 from foredraft.search.trial import Estimate, Objective
-
-RETRIES = 3
-"""How often a plan is given to a new worker after its own has died."""
 
 
 @runtime_checkable
@@ -50,11 +45,7 @@ class Ray:
     def __init__(self, *, workers: int, address: str | None = None) -> None:
         if workers < 1:
             raise ValueError(f"workers={workers}: give 1 or more, or use Local()")
-        if find_spec("ray") is None:
-            raise ValueError(
-                "Ray is not installed: `make setup` or `pip install -c requirements.lock ray` "
-                "installs it; Local() does without"
-            )
+        cluster.require_ray(otherwise="Local()")
         self.workers, self.address = workers, address
         self._started = False
         self._objective: Objective | None = None
@@ -89,22 +80,13 @@ class Ray:
             ray.kill(worker)
         self._objective, self._shared, self._pool = None, [], []
         if self._started:
-            ray.shutdown()
+            cluster.stop()
             self._started = False
 
     def _start(self) -> None:
         import ray
 
-        if not ray.is_initialized():
-            local = {"num_cpus": self.workers, "include_dashboard": False}
-            with _environment("RAY_USAGE_STATS_ENABLED", "0"):
-                ray.init(
-                    address=self.address or "local",
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    **({} if self.address else local),
-                )
-            self._started = True
+        self._started |= cluster.start(workers=self.workers, address=self.address)
         if not self._pool:
             actor = ray.remote(num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES)
             self._pool = [actor(_Worker).remote() for _ in range(self.workers)]
@@ -124,16 +106,3 @@ class _Worker:
             self.objective: Objective = ray.get(shared[0])
             self.shared = shared
         return self.objective(plan)
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """Set a variable for what is started meanwhile, then leave it as it was."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before

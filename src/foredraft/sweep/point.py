@@ -1,0 +1,126 @@
+"""One point of a sweep: a notebook under one setting, in a folder of its own, done or not.
+
+The folder is named by a digest of all parameters. A point is done when its folder holds the marker
+`point.json`, which is written last; it carries the stamp of the results, so that what was made from
+other sources, weights or versions is made again.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from filelock import FileLock
+
+from foredraft import paths, results, runner
+from foredraft.files import digest, write_text
+from foredraft.provenance import read_json, stamp, write_json
+from foredraft.results import Findings
+from foredraft.sweep.grid import Setting
+
+MADE = ("data", "figures", "failed")
+"""The folders that a run leaves below a point's."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A setting of an article's notebook, all the parameters that follow from it, and a folder."""
+
+    slug: str
+    setting: Setting
+    params: Mapping[str, Any]
+    folder: Path
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.setting.items()) or "as it stands"
+
+    @property
+    def marker(self) -> Path:
+        """What says that it is finished: its parameters, the stamp and digest of its results."""
+        return self.folder / "point.json"
+
+    @property
+    def log(self) -> Path:
+        """What its process said."""
+        return self.folder / "log.txt"
+
+    def is_done(self) -> bool:
+        """Whether it is finished and would come out the same now."""
+        return self.marker.is_file() and not self._changed()
+
+    def make(self) -> None:
+        """Run the notebook, unless this is done; what fails is kept for `error` to tell.
+
+        Whoever comes while another process makes the same point waits for it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / "lock"):
+            if self.is_done():
+                return
+            self.marker.unlink(missing_ok=True)
+            for name in MADE:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            try:
+                runner.run(self.slug, self.setting, out=self.folder)
+                self._finish()
+            except (runner.NotebookError, ValueError) as error:
+                write_text(self._error, str(error))
+
+    def error(self) -> str | None:
+        """Why it is not done although it was made; None if it is."""
+        if self.is_done():
+            return None
+        if self.marker.is_file():
+            return f"while it was made, these have changed: {', '.join(self._changed())}"
+        if self._error.is_file():
+            return self._error.read_text(encoding="utf-8")
+        return (
+            f"its process ended before it was done, as {self.log} may tell, "
+            "or wrote into a folder that this machine does not see"
+        )
+
+    def findings(self) -> Findings:
+        """The claims and values of a point that is done."""
+        found = results.read(self.slug, below=self.folder)
+        assert found is not None, "a point that is done has results"
+        return found
+
+    @property
+    def _result(self) -> Path:
+        return self.folder / paths.cited(self.slug)
+
+    @property
+    def _error(self) -> Path:
+        return self.folder / "failed" / "error.txt"
+
+    def _changed(self) -> list[str]:
+        """The inputs, versions and results that are no longer as they were when it was done."""
+        marked, versions = read_json(self.marker), stamp("", {}, []).versions
+        others = [name for name in versions if versions[name] != marked.stamp.versions.get(name)]
+        if not self._result.is_file() or digest(self._result) != marked.content["results"]:
+            others.append(paths.cited(self.slug))
+        return [*marked.stamp.changed_inputs(), *others]
+
+    def _finish(self) -> None:
+        if not self._result.is_file():
+            raise ValueError(f"the notebook {self.slug} has left no {paths.cited(self.slug)}")
+        content = {"parameters": self.params, "results": digest(self._result)}
+        write_json(self.marker, content, read_json(self._result).stamp)
+
+
+def points(slug: str, settings: list[Setting], below: Path) -> list[Point]:
+    """The points of some settings, one for those that come to the same parameters.
+
+    ValueError for a parameter that the notebook does not have, or a value that is not allowed.
+    """
+    found: dict[str, Point] = {}
+    for setting in settings:
+        params = runner.resolved(slug, setting)
+        written = json.dumps([slug, dict(params)], sort_keys=True)
+        name = hashlib.sha256(written.encode()).hexdigest()[:16]
+        found.setdefault(name, Point(slug, setting, params, below.absolute() / name))
+    return list(found.values())
