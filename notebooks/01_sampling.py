@@ -50,6 +50,8 @@ from IPython.display import Markdown, display
 import foredraft as fd
 from foredraft import figures, paths, recording, results
 from foredraft.experiments import sampling as experiment
+from foredraft.live import steps
+from foredraft.panel import Panel, Slider
 from foredraft.params import load as load_params
 from foredraft.plots import sampling as draw
 from foredraft.provenance import stamp
@@ -179,6 +181,45 @@ figure = draw.knobs(knobs)
 figures.save(figure, "sampling", "knobs", made_from)
 
 # %% [markdown]
+# Turn the knobs yourself (in JupyterLab; elsewhere the figure stands still). Go through the text: where is the model sure,
+# where is it not? At an undecided place, find two settings that keep equally many tokens, one by a count and one by mass; then
+# go on to a place that is decided, and see which of the two still lets a blunder through. Find a place where typical-p drops the favourite.
+
+# %%
+text = prompts[0]
+along = experiment.logits_along(decoder, [text], len(text))
+
+
+def one_position(position, **settings):
+    before = text[:position]
+    table = experiment.one_position(along[position - 1], before, fd.Sampler(**settings), tokenizer)
+    return draw.one_position(table, tokenizer.decode(before))
+
+
+knob_panel = Panel(
+    one_position,
+    position=Slider(range(1, len(text) + 1), at=len(text) // 2),
+    temperature=Slider((0.0, 0.3, 0.5, 0.8, 1.0, 1.3, 1.6, 2.0), at=0.8),
+    top_k=Slider((0, 1, 2, 3, 5, 10, 30, 100, 1000), at=0, name="top-k (0: off)"),
+    top_p=Slider((0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0), at=0.9, name="top-p"),
+    min_p=Slider((0.0, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5), at=0.0, name="min-p"),
+    typical_p=Slider((0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0), at=1.0, name="typical-p"),
+    repetition_penalty=Slider((1.0, 1.1, 1.2, 1.5, 2.0), at=1.0, name="repetition penalty"),
+)
+figures.save(knob_panel.still, "sampling", "one_position", made_from)
+knob_panel
+
+# %%
+by_mass = experiment.kept(fd.Sampler(temperature=0.8, top_p=0.9).probs(along)).tolist()
+fewer = sum(n < 30 for n in by_mass)
+display(
+    Markdown(
+        f"Along this text top-p 0.9 at temperature 0.8 keeps between **{min(by_mass)} and {max(by_mass)} tokens**. A top-k of 30 "
+        f"lets through more than that at **{fewer} of {len(by_mass)}** places, and less at the others."
+    )
+)
+
+# %% [markdown]
 # How many tokens survive is where the filters differ. A fixed k keeps k tokens at a closing bracket as
 # well as at the start of a name. Top-p, min-p and typical-p follow the distribution: look at the distance
 # between the quartiles.
@@ -195,7 +236,8 @@ top_p_kept[["low", "median", "high"]].astype(int)
 # *Diversity* is the share of distinct bigrams over all samples of one prompt.
 
 # %%
-texts = experiment.text_table(decoder, prompts, experiment.grid(params), params)
+samplers = steps(experiment.grid(params), "temperature × top-p")
+texts = experiment.text_table(decoder, prompts, samplers, params)
 figure = draw.grid(texts)
 figures.save(figure, "sampling", "grid", made_from)
 
@@ -218,7 +260,8 @@ likelihoods.round(2)
 # looping does it cure, and at what price in likelihood?
 
 # %%
-loops = experiment.text_table(decoder, prompts, experiment.penalties(params), params)
+samplers = steps(experiment.penalties(params), "repetition penalties")
+loops = experiment.text_table(decoder, prompts, samplers, params)
 figure = draw.repetition(loops)
 figures.save(figure, "sampling", "repetition", made_from)
 

@@ -53,6 +53,8 @@ from foredraft import figures, paths, recording, results
 from foredraft.decoding import theory
 from foredraft.experiments import nine_words
 from foredraft.experiments import speculative_decoding as experiment
+from foredraft.live import steps
+from foredraft.panel import Panel, Slider
 from foredraft.params import load as load_params
 from foredraft.plots import speculative_decoding as draw
 from foredraft.provenance import stamp
@@ -238,7 +240,7 @@ by_heat = [
     run
     if heat == params.temperature
     else experiment.speculate(pair, prompts, params, temperature=heat)
-    for heat in params.temperatures
+    for heat in steps(params.temperatures, "temperatures")
 ]
 heat_rounds = pd.concat([each.rounds for each in by_heat])
 coldest = heat_rounds[heat_rounds.temperature == min(params.temperatures)]
@@ -250,7 +252,9 @@ experiment.acceptance(heat_rounds, "temperature").round(3)
 # one-hot proposal is as lossless as a drawn one, so which is better is a free choice.
 
 # %%
-along = pd.concat([experiment.overlaps(pair, each, params) for each in by_heat])
+along = pd.concat(
+    [experiment.overlaps(pair, each, params) for each in steps(by_heat, "texts read")]
+)
 heat = pd.concat(
     [
         experiment.acceptance(heat_rounds, "temperature"),
@@ -265,7 +269,7 @@ heat.pivot_table(index="temperature", columns="measure", values="mean").round(3)
 # %%
 by_length = [
     run if length == params.length else experiment.speculate(pair, prompts, params, length=length)
-    for length in params.lengths
+    for length in steps(params.lengths, "draft lengths")
 ]
 length_rounds = pd.concat([each.rounds for each in by_length])
 long_rounds = length_rounds[length_rounds.length == max(params.lengths)]
@@ -357,8 +361,47 @@ display(
     )
 )
 points = experiment.on_the_surface(heat_rounds, cost)
-figure = draw.surface(experiment.surface(), points)
-figures.save(figure, "speculative_decoding", "surface", made_from)
+surface = experiment.surface()
+figures.save(draw.surface(surface, points), "speculative_decoding", "surface", made_from)
+
+# %% [markdown]
+# Move through it (in JupyterLab; elsewhere the figure stands still, at about this pair's own α and c). Halve c, or win 0.1 of α: which is worth
+# more, here and in the upper left corner? How wrong may γ be before drafting is a loss? And where does a long draft pay at all?
+
+
+# %%
+def choice(acceptance, cost, length):
+    return draw.choice(surface, experiment.what_if([acceptance], cost, longest=16), length)
+
+
+shares = [n / 50 for n in range(1, 50)]
+alpha = experiment.on_the_surface(run.rounds, cost).acceptance.item()
+choice_panel = Panel(
+    choice,
+    acceptance=Slider.near(shares[14:], alpha, name="acceptance α"),
+    cost=Slider.near(shares[:45], cost, name="cost c"),
+    length=Slider(range(17), at=params.length, name="draft length γ"),
+)
+figures.save(choice_panel.still, "speculative_decoding", "choice", made_from)
+choice_panel
+
+# %%
+best, cheaper, nearer = (
+    experiment.what_if([a], c, longest=40).set_index("length").speedup
+    for a, c in ((alpha, cost), (alpha, cost / 2), (min(1.0, alpha + 0.1), cost))
+)
+gaining = best.index[best > 1]
+display(
+    Markdown(
+        f"With this pair's α = {alpha:.2f} and c = {cost:.2f} the best γ is {best.idxmax()} and gives **{best.max():.2f}×**. Half of c would make it {cheaper.max():.2f}×, "
+        f"0.1 more of α {nearer.max():.2f}×. "
+        + (
+            f"γ may be anything from {gaining.min()} to {gaining.max()} without a loss."
+            if len(gaining)
+            else "No γ gains anything."
+        )
+    )
+)
 
 # %% [markdown]
 # The surface takes a pass over γ + 1 positions to cost what one position does. On a GPU, or wherever reading the

@@ -51,8 +51,10 @@ from IPython.display import Markdown, display
 import foredraft as fd
 from foredraft import figures, paths, recording, results
 from foredraft.experiments import layer_skipping as experiment
-from foredraft.experiments.speculative_decoding import ratios
+from foredraft.experiments.speculative_decoding import ratios, what_if
+from foredraft.live import steps
 from foredraft.models.skip import Parts
+from foredraft.panel import Panel, Slider, Switches
 from foredraft.params import load as load_params
 from foredraft.plots import layer_skipping as draw
 from foredraft.provenance import stamp
@@ -137,7 +139,7 @@ display(Markdown(f"The plan above leaves **{ours:.1%}** of {params.models[0]}'s 
 # target's own, token by token.
 
 # %%
-subjects = {name: experiment.subject(name, params) for name in names}
+subjects = {name: experiment.subject(name, params) for name in steps(names, "models")}
 one = subjects[params.models[-1]]
 n_layers = one.decoder.config.n_layers
 everything = fd.SkipPlan.layers(range(n_layers))
@@ -352,6 +354,52 @@ overall = verified[verified.measure == "acceptance"]
 overall.pivot_table(index="name", columns="model", values="mean").round(3)
 
 # %% [markdown]
+# Now switch branches off and on yourself (in JupyterLab the model drafts anew at each click; elsewhere the figure stands still). A pressed button is a
+# branch that is off, to begin with those of the best plan of section 5. Which single click ruins the draft, which one does nothing? How many branches can go before
+# no drafted token stands any more? And what does the text itself do meanwhile, greedy (temperature 0) and sampled?
+
+
+# %%
+def drafted_text(temperature, length, prompt, attn, mlp):
+    asked = params.model_copy(update={"temperature": temperature, "length": length})
+    plan = fd.SkipPlan(attn=attn, mlp=mlp)
+    return draw.drafted_text(experiment.drafted_text(one, tokenizer, plan, asked, prompt=prompt))
+
+
+_, tokenizer = fd.load(one.name)
+start = fd.SkipPlan.from_json(best.set_index("model").loc[one.name, "plan"])
+switch_panel = Panel(
+    drafted_text,
+    attn=Switches(n_layers, at=tuple(sorted(start.attn)), name="attention off"),
+    mlp=Switches(n_layers, at=tuple(sorted(start.mlp)), name="MLP off"),
+    temperature=Slider((0.0, 0.5, 1.0, 1.5), at=0.0),
+    length=Slider(range(1, 9), at=params.length, name="draft length γ"),
+    prompt=Slider(range(len(one.prompts)), at=0),
+)
+figures.save(switch_panel.still, "layer_skipping", "switches", made_from)
+switch_panel
+
+# %%
+greedy = params.model_copy(update={"temperature": 0.0})
+own = singles[singles.model == one.name]
+still_on = [len(start & fd.SkipPlan.from_json(each)) == 0 for each in own.plan]
+own = own[still_on].sort_values("overlap")
+tried = {"the best plan": start}
+tried |= {
+    f"and {name} off as well": start | fd.SkipPlan.from_json(plan)
+    for name, plan in own.iloc[[0, -1]][["name", "plan"]].to_numpy()
+}
+pd.DataFrame(
+    [
+        {"plan": name}
+        | experiment.drafted_text(one, tokenizer, plan, greedy, prompt=0)
+        .iloc[0][["drafted", "accepted", "tokens", "cost", "speedup"]]
+        .to_dict()
+        for name, plan in tried.items()
+    ]
+).round(2)
+
+# %% [markdown]
 # ## 8 · A control: how much of this is the stack?
 #
 # Our pocket models grew by stacking: three layers were trained first, then repeated to six, then to twelve. Layers a
@@ -448,7 +496,7 @@ article_plan = experiment.ARTICLE_PLAN
 predicted = article_plan.cost(configs["gemma-2-9b"])
 measured = experiment.TARGET_RATE / experiment.DRAFT_RATE
 got = experiment.SELF_RATE / experiment.TARGET_RATE
-article = experiment.what_if((experiment.ARTICLE_ACCEPTANCE, 0.8, 0.9), predicted, longest=8)
+article = what_if((experiment.ARTICLE_ACCEPTANCE, 0.8, 0.9), predicted, longest=8)
 figures.save(draw.bytes_read(share, article, got), "layer_skipping", "bytes", made_from)
 
 # %%

@@ -53,6 +53,7 @@ import foredraft as fd
 from foredraft import figures, paths, recording, results
 from foredraft.experiments import layer_skipping, plan_search
 from foredraft.experiments import self_speculation as experiment
+from foredraft.live import counter
 from foredraft.params import load as load_params
 from foredraft.plots import self_speculation as draw
 from foredraft.provenance import stamp
@@ -271,6 +272,7 @@ figures.save(draw.frequency(frequency), "self_speculation", "frequency", made_fr
 # c belongs to a machine. Whoever does not know the machine yet wants the front: for each c the highest β.
 
 # %%
+told = counter("plans tried", params.pareto_trials)
 both = bayes.search(
     Space.of(subject.decoder.config),
     judge,
@@ -278,6 +280,7 @@ both = bayes.search(
     seed=params.seed,
     goal=("-cost", "overlap"),
     initial=params.initial,
+    report=lambda trial: told(trial.index + 1),
 )
 everything = pd.concat([tried, table(both, "overlap")], ignore_index=True)
 front = table(bayes.pareto([*found, *both], ("-cost", "overlap")), "overlap")

@@ -53,9 +53,10 @@ from foredraft.experiments import confidence_gating as experiment
 from foredraft.experiments.gating_chances import firsts
 from foredraft.experiments.gating_policies import article
 from foredraft.experiments.gating_race import gating_benchmark, known_costs
+from foredraft.live import steps
+from foredraft.panel import Panel, Slider
 from foredraft.params import load as load_params
 from foredraft.plots import confidence_gating as draw
-from foredraft.plots.token_fates import fates as draw_fates
 from foredraft.provenance import stamp
 
 overrides = {
@@ -128,7 +129,7 @@ main = (params.drafter, params.temperature)
 pairs = [(name, heat) for name in names for heat in sorted({*params.temperatures, main[1]})]
 subjects = {name: experiment.subject(name, params) for name in names}
 tuning, held_out, costs = {}, {}, {}
-for name, heat in pairs:
+for name, heat in steps(pairs, "texts and drafts"):
     of = subjects[name]
     tuning[name, heat] = experiment.script(of, params, temperature=heat)
     held_out[name, heat] = experiment.script(of, params, temperature=heat, held_out=True)
@@ -141,7 +142,7 @@ for name, heat in pairs:
 # %%
 parts = []
 policies = {}
-for name, heat in pairs:
+for name, heat in steps(pairs, "policies tuned"):
     rows, policies[name, heat] = experiment.judged(
         tuning[name, heat], held_out[name, heat], costs[name, heat], params
     )
@@ -160,7 +161,7 @@ confirmation = pd.concat(
             policies[pair],
             params.model_copy(update={"temperature": pair[1]}),
         ).assign(drafter=pair[0], temperature=pair[1])
-        for pair in [pair for pair in pairs if pair[1] > 0] or pairs
+        for pair in steps([pair for pair in pairs if pair[1] > 0] or pairs, "decoded in earnest")
     ],
     ignore_index=True,
 )
@@ -287,7 +288,7 @@ judged.assign(
 swept = pd.concat(
     [
         experiment.by_threshold(held_out[main], costs[main], params, signal=each)
-        for each in ("confidence", "entropy", "margin")
+        for each in steps(("confidence", "entropy", "margin"), "signals")
     ],
     ignore_index=True,
 )
@@ -347,7 +348,7 @@ machines = pd.concat(
         experiment.by_cost(tuning[name, heat], held_out[name, heat], params, params.costs).assign(
             drafter=name, temperature=heat
         )
-        for name, heat in pairs
+        for name, heat in steps(pairs, "machines")
     ],
     ignore_index=True,
 )
@@ -370,11 +371,29 @@ display(
 # ## 8 · Hits and misses
 #
 # Texts are recorded to their budget, past an end of text if one is drawn; this one has none. One text (the one whose gate is shut most nearly half the time) as the article's gate decodes it: each token on the ground of the target's confidence in it, which is what the gate sees before the next.
+#
+# In JupyterLab move the threshold and see, on the recorded trace, which drafts go and which stay; elsewhere the figure stands still at the article's. Watch the grey bars as it rises: do they come where drafts had failed (orange), or where they had stood (green)?
+# And is there any threshold at which the second line of the title says more for the gate than for drafting always?
+
 
 # %%
+def threshold_fates(threshold, length, text):
+    policy = article(length, params.model_copy(update={"threshold": threshold}))
+    table = experiment.threshold_fates(found, held_out[main], policy, costs[main], text)
+    return draw.threshold_fates(table)
+
+
 length = policies[main]["fixed length"].length
-fate = experiment.mixed_fates(found, held_out[main], article(length, params))
-figures.save(draw_fates(fate), "confidence_gating", "fates", made_from)
+shown = experiment.mixed_text(found, held_out[main], article(length, params))
+fate = experiment.fates(found, held_out[main], article(length, params), shown)
+threshold_panel = Panel(
+    threshold_fates,
+    threshold=Slider.near([n / 20 for n in range(21)], params.threshold),
+    length=Slider(range(1, params.longest + 1), at=length, name="draft length"),
+    text=Slider(range(params.n_prompts), at=shown),
+)
+figures.save(threshold_panel.still, "confidence_gating", "fates", made_from)
+threshold_panel
 
 # %%
 at_threshold = first_tokens[main].assign(

@@ -209,17 +209,30 @@ def test_a_gate_that_brings_nothing_is_left_out():
     assert policy.gate is None
 
 
-def test_the_fates_shown_are_of_the_text_whose_gate_is_most_undecided(subject, held_out):
+def test_the_text_shown_is_the_one_whose_gate_is_most_undecided(subject, held_out):
     policy = gating_policies.article(2, settings(threshold=0.09))
-    shown = gating.mixed_fates(subject, held_out, policy)
+    shown = gating.mixed_text(subject, held_out, policy)
     shares = []
     for text in range(len(TEXTS)):
         rounds = gating_policies.rounds_of(gating.replay(held_out, policy.gate, policy.stop))
         shares.append(rounds.loc[rounds["row"] == text, "gate_open"].mean())
     assert len(set(shares)) > 1
-    nearest = min(range(len(TEXTS)), key=lambda text: abs(shares[text] - 0.5))
-    expected = gating.fates(subject, held_out, policy, nearest)
-    pd.testing.assert_frame_equal(shown, expected)
+    assert shown == min(range(len(TEXTS)), key=lambda text: abs(shares[text] - 0.5))
+
+
+def test_a_threshold_is_shown_with_what_it_comes_to_on_all_texts(subject, held_out):
+    policy = gating_policies.article(2, settings(threshold=0.1))
+    table = gating.threshold_fates(subject, held_out, policy, COSTS, text=1)
+    columns = ["text", "confidence", "fate"]
+    expected = gating.fates(subject, held_out, policy, text=1)
+    pd.testing.assert_frame_equal(table[columns], expected)
+    always = gating.threshold_fates(
+        subject, held_out, gating_policies.article(2, settings(threshold=0.0)), COSTS, text=1
+    )
+    assert (always["closed"] == 0).all()
+    assert (always["speedup"] == always["open"]).all()
+    assert 0 < table["closed"].iloc[0] < 1
+    assert table["open"].iloc[0] == always["open"].iloc[0]
 
 
 def test_where_looking_is_dear_the_rule_leaves_it(tuning):

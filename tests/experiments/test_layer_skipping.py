@@ -19,6 +19,7 @@ from foredraft.experiments import layer_skipping as experiment
 from foredraft.models.skip import SkipPlan
 from foredraft.sampling import Sampler
 from tests.decoding.conftest import tiny
+from tests.experiments.test_confidence_gating import letters
 
 N_LAYERS = 2
 PLANS = {
@@ -310,3 +311,22 @@ def test_claims_name_values_and_take_speeds_from_our_own_rows(recorded):
     assert {claim.key for claim in claims} <= set(flat)
     assert (flat["speedup.median"], flat["speedup_trained.median"]) == (1.2, 1.5)
     assert flat["article_cost"] == pytest.approx(0.609, abs=5e-4)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_drafted_text_is_the_targets_and_every_token_has_a_fate(subject, chosen, name):
+    greedy = chosen.model_copy(update={"temperature": 0.0})
+    table = experiment.drafted_text(subject, letters(), PLANS[name], greedy, prompt=1)
+    texts = experiment.greedy_texts(subject, [], greedy, n_prompts=2)
+    assert "".join(table["text"]) == letters().decode(texts["no draft"][1])
+    counts = table["fate"].value_counts()
+    assert counts.get("accepted", 0) == table["accepted"].iloc[0]
+    assert table["drafted"].iloc[0] >= table["accepted"].iloc[0]
+    assert table["fate"].iloc[0] == "plain"
+    assert (table["confidence"] >= 1 / 5).all(), "the favourite of five has a fifth or more"
+
+
+def test_the_branches_that_are_off_are_named_by_their_ends(subject, chosen):
+    plan = SkipPlan(attn=[0, 1], mlp=[1])
+    table = experiment.drafted_text(subject, letters(), plan, chosen, prompt=0)
+    assert set(table["off"]) == {"attention 0–1 and MLP 1"}

@@ -7,6 +7,7 @@ import torch
 
 import foredraft as fd
 from foredraft.experiments import sampling as experiment
+from tests.experiments.test_confidence_gating import letters
 
 
 def test_entropy_of_a_uniform_law_is_the_logarithm_of_its_size_and_of_a_one_hot_zero():
@@ -50,3 +51,14 @@ def test_typical_sampling_can_drop_the_likeliest_word():
     typical = table[table["setting"] == "typical-p 0.3"].set_index("word")["probability"]
     assert typical["mat"] == 0
     assert typical["floor"] > 0
+
+
+def test_a_position_is_shown_by_its_likeliest_tokens_and_all_others_together():
+    logits = torch.linspace(0, 3, experiment.SHOWN + 5)
+    table = experiment.one_position(logits, [0, 1], fd.Sampler(top_k=3), letters())
+    assert len(table) == experiment.SHOWN + 1
+    for law in ("plain", "probability"):
+        assert table[law].sum() == pytest.approx(1, abs=1e-6)
+    assert (table["probability"] > 0).sum() == table["kept"][0] == 3
+    assert table["of"][0] == len(logits)
+    assert table["entropy"][0] < table["plain_entropy"][0]

@@ -48,6 +48,13 @@ def test_a_token_that_does_not_fit_goes_on_in_the_next_line():
     ]
 
 
+def test_a_lead_stands_above_the_title_and_takes_no_room_from_the_text():
+    rows = table(("a", 0.9, "accepted"))
+    alone, led = fates(rows), fates(rows, "one\ntwo")
+    assert led.get_suptitle() == f"one\ntwo\n{alone.get_suptitle()}"
+    assert led.get_figheight() > alone.get_figheight()
+
+
 def test_the_title_says_what_became_of_the_sure_and_of_the_others():
     rows = table(
         *(("a", 0.9, "accepted"), ("b", 0.8, "recovered"), ("c", 0.2, "plain")),

@@ -14,7 +14,6 @@ from typing import Any, final
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedTokenizerBase
 
@@ -49,6 +48,7 @@ from foredraft.experiments.gating_policies import (
 )
 from foredraft.experiments.speculative_decoding import DTYPES, Prompt, chat_ids
 from foredraft.hints import unknown
+from foredraft.intervals import wilson
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load, require_same_tokens
 from foredraft.models.skip import SkipPlan
@@ -155,9 +155,9 @@ def reliability(table: pd.DataFrame, signal: str, bins: int = 10) -> pd.DataFram
     rows = []
     for _, part in table.groupby(binned):
         n, stood = len(part), int(numbers(part, "accepted").sum())
-        ends = binomtest(stood, n).proportion_ci(method="wilson")
+        low, high = wilson(stood / n, n)
         row = {"signal": signal, "value": part[signal].mean(), "share": stood / n, "n": n}
-        rows.append({**row, "low": ends.low, "high": ends.high})
+        rows.append({**row, "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
@@ -378,8 +378,28 @@ def fates(found: Subject, recorded: Script, policy: Policy, text: int) -> pd.Dat
     return pd.DataFrame({"text": words, "confidence": sure, "fate": marks})
 
 
-def mixed_fates(found: Subject, recorded: Script, policy: Policy) -> pd.DataFrame:
-    """Give the fates of the text of which this policy drafts most nearly half of the rounds.
+def threshold_fates(
+    found: Subject, recorded: Script, policy: Policy, costs: RoundCosts, text: int
+) -> pd.DataFrame:
+    """Give `fates` of one text, and what a gate comes to on all texts, the same in each line.
+
+    `threshold`, `length`, `closed` (the share of rounds that do not draft), `speedup`, and `open`:
+    the speed-up of drafting as far in each round.
+    """
+    outcome = played(recorded, policy, costs)
+    always = played(recorded, Policy("fixed length", policy.stop), costs)
+    return fates(found, recorded, policy, text).assign(
+        threshold=policy.setting,
+        length=policy.length,
+        closed=outcome.closed.sum() / outcome.rounds.sum(),
+        speedup=outcome.speedup(costs).mean,
+        open=always.speedup(costs).mean,
+        texts=len(recorded.tokens),
+    )
+
+
+def mixed_text(found: Subject, recorded: Script, policy: Policy) -> int:
+    """Find the text of which this policy drafts most nearly half of the rounds.
 
     Of texts that nowhere go on behind their end, if there are such.
     """
@@ -389,7 +409,7 @@ def mixed_fates(found: Subject, recorded: Script, policy: Policy) -> pd.DataFram
     ended = np.array([end in tokens for tokens in recorded.tokens])
     opened = np.bincount(rounds["row"], weights=rounds["gate_open"], minlength=texts)
     shares = opened / np.bincount(rounds["row"], minlength=texts)
-    return fates(found, recorded, policy, int((np.abs(shares - 0.5) + ended).argmin()))
+    return int((np.abs(shares - 0.5) + ended).argmin())
 
 
 def curves_of(rule: ExpectedGain) -> pd.DataFrame:

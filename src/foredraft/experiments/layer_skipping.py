@@ -8,7 +8,7 @@ the draft's own, is measured by drafting (`drafting`).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, groupby
 from typing import Any, final
 
 import numpy as np
@@ -21,7 +21,13 @@ from foredraft.decoding import theory
 from foredraft.decoding.exit import FixedLength
 from foredraft.decoding.loop import generate
 from foredraft.decoding.self_draft import SelfDrafter
-from foredraft.experiments.speculative_decoding import acceptance, by_position, ratios
+from foredraft.experiments.speculative_decoding import (
+    acceptance,
+    by_position,
+    logits_after,
+    ratios,
+)
+from foredraft.live import steps
 from foredraft.models.cache import KVCache
 from foredraft.models.config import DecoderConfig
 from foredraft.models.decoder import Decoder
@@ -171,7 +177,7 @@ def first_steps(
     chosen = [*candidates, Candidate("whole", "whole model", SkipPlan())]
     size = (len(chosen), len(subject.prompts))
     sums = {name: torch.zeros(size) for name in ("overlap", "agreement", "divergence")}
-    for step in reversed(range(subject.places.shape[1])):
+    for step in steps(range(subject.places.shape[1])[::-1], f"{len(chosen)} plans, places"):
         at, log_p = subject.places[:, step], subject.log_p[:, step]
         subject.cache.rollback(at.tolist())
         tokens = subject.texts.gather(1, at[:, None])
@@ -478,7 +484,7 @@ def drafting(
     """Draft and verify in earnest with each plan; give the rounds that drafted."""
     heat = params.temperature if temperature is None else temperature
     parts = []
-    for candidate in candidates:
+    for candidate in steps([*candidates], f"plans of {subject.name}"):
         made = generate(
             subject.decoder,
             subject.prompts,
@@ -494,6 +500,70 @@ def drafting(
         about = {"model": subject.name, "name": candidate.name, "length": params.length}
         parts.append(rounds.assign(**about, text=rounds["row"], one=1))
     return pd.concat(parts, ignore_index=True)
+
+
+def drafted_text(
+    subject: Subject,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: SkipPlan,
+    params: LayerSkipping,
+    *,
+    prompt: int,
+) -> pd.DataFrame:
+    """Continue one prompt, drafting under a plan; say of each token where it came from.
+
+    Columns: text, confidence (the whole model's), fate ("accepted", "bonus", "recovered" or
+    "plain"). The same in each line: off, drafted, accepted, `tokens` a round, cost (c by bytes) and
+    `speedup`: tokens ÷ what rounds take if a pass of the whole model costs 1 and a draft step c.
+    """
+    before = subject.prompts[prompt]
+    made = generate(
+        subject.decoder,
+        [before],
+        sampler=Sampler(temperature=params.temperature),
+        max_new_tokens=params.max_new_tokens,
+        drafter=SelfDrafter(plan),
+        exit_policy=FixedLength(params.length),
+        generator=torch.Generator().manual_seed(params.seed),
+        eos_token_id=[],
+    )
+    fates = []
+    for row in (row for each in made.trace.rounds for row in each.rows):
+        fates += [*["accepted"] * row.accepted, row.kind if row.drafted else "plain"]
+    new, trace, cost = made.tokens[0], made.trace, plan.cost(subject.decoder.config)
+    n_rounds, n_tokens = len(trace.rounds) - 1, len(new) - 1  # the prefill is no round of drafts
+    return pd.DataFrame(
+        {
+            "text": [tokenizer.decode([token]) for token in new],
+            "confidence": confidences(subject.decoder, before, new),
+            "fate": fates,
+            "off": _named(plan),
+            "drafted": trace.drafted,
+            "accepted": trace.accepted,
+            "tokens": n_tokens / n_rounds,
+            "cost": cost,
+            "speedup": n_tokens / (n_rounds + cost * trace.drafted),
+        }
+    )
+
+
+def _named(plan: SkipPlan) -> str:
+    """Say which branches are off, runs of layers by their ends."""
+    branches = {"attention": plan.attn, "MLP": plan.mlp}
+    told = [f"{branch} {_runs(layers)}" for branch, layers in branches.items() if layers]
+    return " and ".join(told) or "nothing"
+
+
+def _runs(layers: Iterable[int]) -> str:
+    placed = enumerate(sorted(layers))
+    runs = [[i for _, i in run] for _, run in groupby(placed, lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def confidences(decoder: Decoder, before: list[int], new: list[int]) -> list[float]:
+    """Give the probability of each new token under the plain softmax, from one reading."""
+    logits = logits_after(decoder, [[*before, *new[:-1]]], len(new))[0].float()
+    return logits.softmax(-1)[torch.arange(len(new)), torch.tensor(new)].tolist()
 
 
 def in_earnest(rounds: pd.DataFrame) -> pd.DataFrame:
@@ -519,7 +589,7 @@ def greedy_texts(
             exit_policy=FixedLength(params.length),
             eos_token_id=[],
         ).tokens
-        for name, drafter in drafters.items()
+        for name, drafter in steps(drafters.items(), "greedy texts")
     }
 
 
@@ -566,18 +636,6 @@ def shares(configs: Mapping[str, DecoderConfig | PretrainedConfig]) -> pd.DataFr
         whole = parts.total(ours.n_layers)
         lines += [{"model": name, "part": part, "share": n / whole} for part, n in sizes.items()]
     return pd.DataFrame(lines)
-
-
-def what_if(acceptances: Iterable[float], cost: float, longest: int) -> pd.DataFrame:
-    """Give the speed-up of every draft length at one cost, for each acceptance (theorem 3.8)."""
-    return pd.DataFrame(
-        [
-            {"acceptance": alpha, "cost": cost, "length": length}
-            | {"speedup": theory.speedup(alpha, length, cost=cost)}
-            for alpha in acceptances
-            for length in range(longest + 1)
-        ]
-    )
 
 
 def on_the_clock(recorded: pd.DataFrame) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from foredraft.benchmarks.self_speculation import STEP, VERIFY, by_clock, finali
 from foredraft.experiments.speculative_decoding import DTYPES, chat_ids
 from foredraft.files import digest, write_text
 from foredraft.imports import closure
+from foredraft.live import counter
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load
 from foredraft.models.skip import SkipPlan
@@ -312,6 +313,7 @@ def searched(
     """
     space, n_layers = Space.of(subject.decoder.config), subject.decoder.config.n_layers
     exits = [SkipPlan.early_exit(n_layers // share, n_layers) for share in (2, 3, 4)]
+    told = counter("plans tried", params.trials)
     return bayes.search(
         space,
         judge,
@@ -323,6 +325,7 @@ def searched(
         engine=engine,
         batch=1 if engine is None else engine.workers,
         folder=folder,
+        report=lambda trial: told(trial.index + 1),
     )
 
 

@@ -57,6 +57,9 @@ CLAIMS = {
     "speedup.top_p.median": "The same for temperature and top-p",
 }
 
+SHOWN = 20
+"""Tokens that are shown one by one where a law is looked at closely, the likeliest first."""
+
 EVERY = 10
 """One function in ten is a candidate for a prompt."""
 
@@ -138,6 +141,36 @@ def knob_table(logits: Logits, samplers: Iterable[tuple[str, Sampler]]) -> pd.Da
             _row(knob, sampler, "highest", probs.amax(-1)),
         ]
     return pd.DataFrame(rows)
+
+
+def one_position(
+    logits: Float[Tensor, " vocab"],
+    before: list[int],
+    sampler: Sampler,
+    tokenizer: PreTrainedTokenizerBase,
+) -> pd.DataFrame:
+    """Set beside the plain softmax after a text what a sampler makes of it.
+
+    A line for each of the likeliest tokens, and one for all others together. `kept`, `of`,
+    `entropy` and `plain_entropy` are those of the whole laws, the same in each line.
+    """
+    plain = Sampler().probs(logits)
+    probs = sampler.probs(logits, torch.tensor(before, device=logits.device))
+    order = plain.argsort(descending=True)[:SHOWN]
+    shown = [tokenizer.decode([token]) for token in order.tolist()]
+    law, chosen = plain[order].tolist(), probs[order].tolist()
+    rest = [1 - sum(law), 1 - sum(chosen)]
+    return pd.DataFrame(
+        {
+            "token": [*shown, ""],
+            "plain": [*law, max(0.0, rest[0])],
+            "probability": [*chosen, max(0.0, rest[1])],
+            "kept": int(kept(probs)),
+            "of": len(logits),
+            "entropy": float(entropy(probs)),
+            "plain_entropy": float(entropy(plain)),
+        }
+    )
 
 
 def text_table(

@@ -30,6 +30,7 @@ from foredraft.decoding.theory import Costs
 from foredraft.experiments.layer_skipping import published
 from foredraft.experiments.plan_search import Candidate, some
 from foredraft.experiments.search_race import CEILING, RACE, SEARCH
+from foredraft.live import steps
 from foredraft.models.config import DecoderConfig
 from foredraft.models.skip import Parts, PublishedPlan, SkipPlan
 from foredraft.params import SelfSpeculation
@@ -163,7 +164,8 @@ def checked(subject: Candidate, params: SelfSpeculation, *, temperature: float) 
     n_new = params.checked_tokens
     own = rehearse(subject.decoder, prompts, new_tokens=n_new, **settings)
     length, rows = params.checked_length, []
-    for name, plan in plans_to_check(subject.decoder.config.n_layers, params).items():
+    plans = plans_to_check(subject.decoder.config.n_layers, params)
+    for name, plan in steps(plans.items(), f"plans of {subject.name}"):
         made = _decoded(
             *(subject, prompts, params, SelfDrafter(plan), FixedLength(length)),
             n_new=n_new,
@@ -260,7 +262,7 @@ def policies(
     longest = max(costs.verify)
     rows = [
         _policy(f"fixed {n}", FixedLength(n), subject, plan, costs, params)
-        for n in range(1, longest + 1)
+        for n in steps(range(1, longest + 1), "draft lengths")
     ]
     one_more = costs.draft + (costs.verify[longest] - costs.verify[1]) / max(1, longest - 1)
     rate = max(1.0, *(float(row["speedup"]) for row in rows))
@@ -275,7 +277,10 @@ def policies(
         rate=rate,
         acceptance=max(0.01, float(rows[0]["acceptance"])),
     )
-    rows += [_policy(name, stop, subject, plan, costs, params) for name, stop in stops.items()]
+    rows += [
+        _policy(name, stop, subject, plan, costs, params)
+        for name, stop in steps(stops.items(), "ways to end a draft")
+    ]
     return pd.DataFrame(rows)
 
 

@@ -5,7 +5,7 @@ bootstrap intervals over texts, since the rounds of one text hang together; ther
 prompt, or several samples where prompts are few.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, final
@@ -19,6 +19,7 @@ from foredraft.decoding import theory
 from foredraft.decoding.draft import ModelDrafter
 from foredraft.decoding.exit import FixedLength
 from foredraft.decoding.loop import Generation, generate
+from foredraft.live import steps
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load, require_same_tokens
 from foredraft.params import SpeculativeDecoding
@@ -288,7 +289,7 @@ def rules_compared(pair: Pair, run: Run, params: SpeculativeDecoding) -> pd.Data
     generator = torch.Generator(pair.target.device).manual_seed(params.seed)
     sampler, longest = _sampler(run, params), max(params.lengths)
     parts = []
-    for cut in CUTS:
+    for cut in steps(CUTS, "both rules"):
         whole = zip(run.texts, run.starts, strict=True)
         texts = [text[: start + int(cut * (len(text) - start))] for text, start in whole]
         for first in range(0, len(texts), ROWS):
@@ -338,7 +339,7 @@ def divergences(asked: Sequence[Prompt], params: SpeculativeDecoding) -> pd.Data
     """
     rows = []
     some = asked[::SPARSE]
-    for dtype in dict.fromkeys((params.dtype, "bfloat16")):
+    for dtype in steps(dict.fromkeys((params.dtype, "bfloat16")), "greedy texts"):
         pair = load_pair(params, dtype)
         plain, drafted = (
             _greedy(pair, some, params, drafter) for drafter in (None, ModelDrafter(pair.draft))
@@ -452,6 +453,18 @@ def surface(points: int = 80) -> pd.DataFrame:
         gain = theory.speedup(float(alpha), length, cost=float(cost))
         rows.append({"acceptance": alpha, "cost": cost, "length": length, "speedup": gain})
     return pd.DataFrame(rows)
+
+
+def what_if(acceptances: Iterable[float], cost: float, longest: int) -> pd.DataFrame:
+    """Give the speed-up of every draft length at one cost, for each acceptance (theorem 3.8)."""
+    return pd.DataFrame(
+        [
+            {"acceptance": alpha, "cost": cost, "length": length}
+            | {"speedup": theory.speedup(alpha, length, cost=cost)}
+            for alpha in acceptances
+            for length in range(longest + 1)
+        ]
+    )
 
 
 def on_the_surface(rounds: pd.DataFrame, cost: float) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from foredraft import figures
 from foredraft.figures import STYLES, Style
+from foredraft.plots import token_fates
 
 TARGET = STYLES["target"]
 ARTICLE = Style("#D55E00", "*", ())
@@ -337,6 +338,21 @@ def thresholds(table: pd.DataFrame, fixed: float) -> Figure:
         fontsize=8,
     )
     return figure
+
+
+def threshold_fates(table: pd.DataFrame) -> Figure:
+    """One text as a gate at a threshold decodes it, and what the gate comes to on all texts.
+
+    Columns: text, confidence, fate; threshold, length, closed, speedup, open and texts, the same in
+    each line.
+    """
+    gate = table.iloc[0]
+    return token_fates.fates(
+        table,
+        f"Drafts of {gate['length']} behind tokens of confidence {gate['threshold']:g} or more: "
+        f"{gate['closed']:.0%} of the rounds of {gate['texts']} texts do not draft\n"
+        f"Plain decoding × {gate['speedup']:.2f}, and × {gate['open']:.2f} if all rounds draft",
+    )
 
 
 def curves(table: pd.DataFrame, least: float) -> Figure:

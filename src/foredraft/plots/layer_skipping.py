@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from foredraft import figures
 from foredraft.figures import STYLES, Style
+from foredraft.plots import token_fates
 
 TARGET, OURS, THEIRS = STYLES["target"], STYLES["self-speculative"], STYLES["transformers"]
 LIGHT = "#D9D9D9"
@@ -317,6 +318,22 @@ def positions(table: pd.DataFrame, betas: pd.DataFrame) -> Figure:
         f"The first drafted token stands as often as β says, within {off:.2f} in the median"
     )
     return figure
+
+
+def drafted_text(table: pd.DataFrame) -> Figure:
+    """One text that was drafted under a plan, token by token, and what the plan came to in it.
+
+    Columns: text, confidence, fate; off, drafted, accepted, tokens, cost and speedup, the same in
+    each line.
+    """
+    text = table.iloc[0]
+    stand = f"{text['accepted']} of {text['drafted']} drafted tokens stand"
+    gain = f"{text['speedup']:.2f} × plain decoding if bytes were all"
+    return token_fates.fates(
+        table,
+        f"{text['off']} off: c = {text['cost']:.2f} by bytes, {stand}\n"
+        f"{text['tokens']:.2f} tokens a round, {gain}",
+    )
 
 
 def vocabulary(table: pd.DataFrame) -> Figure:

@@ -20,6 +20,9 @@ KNOBS = {
 VOCABS = "osD^"
 """A marker for each vocabulary, the smallest first."""
 
+BEFORE = 90
+"""Characters that are shown of the text before a position."""
+
 PLAIN, BLUE, REMOVED = STYLES["target"].colour, STYLES["foredraft"].colour, "#D9D9D9"
 
 
@@ -72,6 +75,32 @@ def knobs(table: pd.DataFrame) -> Figure:
         f"{nucleus['median'].iloc[0]:.0f} tokens"
     )
     figure.supxlabel("median and quartiles over positions in held-out code", fontsize=6)
+    return figure
+
+
+def one_position(table: pd.DataFrame, before: str) -> Figure:
+    """Bars of a sampler's probabilities after a text, beside the plain softmax.
+
+    Columns: token (of the last line, all others), plain, probability; kept, of, entropy and
+    plain_entropy, the same in each line.
+    """
+    figure = figures.panels(height=2.4)
+    (axes,) = figure.axes
+    places = np.arange(len(table))
+    axes.bar(places, table["plain"], color=REMOVED, width=0.85, linewidth=0, label="plain softmax")
+    axes.bar(places, table["probability"], color=BLUE, width=0.5, linewidth=0, label="sampler")
+    names = [*(_visible(str(token)) for token in table["token"][:-1]), "all others"]
+    axes.set_xticks(places, names, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("probability")
+    axes.grid(visible=False, axis="x")
+    axes.legend(loc="upper right")
+    whole = table.iloc[0]
+    figure.suptitle(
+        f"{whole['kept']:,} of {whole['of']:,} tokens can be drawn; entropy "
+        f"{whole['entropy']:.2f} nats, of the plain softmax {whole['plain_entropy']:.2f}"
+    )
+    figure.supxlabel(f"after  … {_visible(before)[-BEFORE:]}", fontsize=6, family="monospace")
     return figure
 
 
@@ -183,6 +212,11 @@ def _band(axes: Axes, rows: pd.DataFrame, knob: str, *, middle: str = "median") 
     rows = rows.sort_values(knob)
     axes.fill_between(rows[knob], rows["low"], rows["high"], color=BLUE, alpha=0.2, linewidth=0)
     axes.plot(rows[knob], rows[middle], "o-", color=BLUE)
+
+
+def _visible(text: str) -> str:
+    """Show what a text has of spaces and ends of lines; a $ would begin a formula."""
+    return text.replace("\n", "↵").replace(" ", "·").replace("$", r"\$")
 
 
 def _share_y(figure: Figure, columns: int) -> None:

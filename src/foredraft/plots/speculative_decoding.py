@@ -224,6 +224,39 @@ def surface(grid: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     return figure
 
 
+def choice(grid: pd.DataFrame, table: pd.DataFrame, length: int) -> Figure:
+    """One pair on the surface of best speed-ups, and what each of its draft lengths gives.
+
+    `grid`: as of `surface`. `table`: length, speedup, and acceptance and cost, one for all;
+    `length` is the one that was chosen.
+    """
+    figure = figures.panels(2, height=2.6)
+    left, right = figure.axes
+    alpha, cost = (float(table[column].iloc[0]) for column in ("acceptance", "cost"))
+    gains = grid.pivot_table(index="acceptance", columns="cost", values="speedup")
+    bar = _regions(figure, left, gains, GAINS, "best speed-up")
+    bar.set_ticks(GAINS, labels=[f"{gain:g}×" for gain in GAINS])
+    left.plot([0, 1], [0, 1], color="white", linewidth=1, linestyle="--")
+    left.plot(cost, alpha, "o", color="white", markeredgecolor="black", markersize=7)
+    left.set(xlim=(0.02, 0.9), ylim=(0.3, 0.98), xlabel="cost of a draft step, c")
+    left.set_ylabel("acceptance α")
+    left.grid(visible=False)
+    speedups = table.set_index("length")["speedup"]
+    right.plot(speedups.index, speedups, color=OURS.colour, marker=OURS.marker)
+    right.plot(length, speedups[length], "o", color="white", markeredgecolor="black", markersize=7)
+    right.axhline(1, color=TARGET.colour, linewidth=0.8, linestyle=":")
+    right.axhline(max(1.0, 1 / cost), color=WRONG, linewidth=0.8, linestyle="--", label="1 ÷ c")
+    right.set(xlabel="draft length γ (0: do not draft)", ylabel="speed-up", ylim=(0, 6.2))
+    right.yaxis.set_major_formatter(TIMES)
+    right.legend(loc="center right")
+    best = speedups.idxmax()
+    figure.suptitle(
+        f"α = {alpha:g}, c = {cost:g}: γ = {length} gives {speedups[length]:.2f}×, "
+        f"the best, γ = {best}, {speedups[best]:.2f}×"
+    )
+    return figure
+
+
 def lengths(table: pd.DataFrame, compared: pd.DataFrame, by: str) -> Figure:
     """Predicted speed-up against γ, and what a fixed length forgoes.
 

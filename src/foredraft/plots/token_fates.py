@@ -27,13 +27,15 @@ SHADES = colormaps["Greys"]
 """The darker a token's ground, the less sure was the target of it."""
 
 
-def fates(table: pd.DataFrame) -> Figure:
+def fates(table: pd.DataFrame, lead: str = "") -> Figure:
     """Draw a text in lines of equal characters; a row a token: text, confidence, fate.
 
     New lines are shown as ↵ and end a line; a token's ground is dark where its confidence is low.
+    The title says what became of the tokens, `lead` stands above it.
     """
     placed, n_lines = _placed([str(text) for text in table["text"]])
-    figure = figures.panels(width=figures.DOUBLE, height=0.6 + LINE * n_lines)
+    n_titles = 1 + len(lead.splitlines())
+    figure = figures.panels(width=figures.DOUBLE, height=0.45 + 0.15 * n_titles + LINE * n_lines)
     (axes,) = figure.axes
     for row, places in zip(table.to_dict("records"), placed, strict=True):
         sure = float(row["confidence"])
@@ -61,10 +63,8 @@ def fates(table: pd.DataFrame) -> Figure:
     sure = np.asarray(table["confidence"], float) >= SURE
     kept = np.isin(table["fate"].to_numpy(str), ("accepted", "bonus"))
     told = [f"{kept[rows].sum()} of {rows.sum()}" for rows in (sure, ~sure)]
-    figure.suptitle(
-        f"Accepted or bonus: {told[0]} tokens that the target was sure of, {told[1]} others",
-        fontsize=8,
-    )
+    finding = f"Accepted or bonus: {told[0]} tokens that the target was sure of, {told[1]} others"
+    figure.suptitle("\n".join([*lead.splitlines(), finding]), fontsize=8)
     return figure
 
 
