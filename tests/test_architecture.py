@@ -15,7 +15,19 @@ from foredraft import paths
 from foredraft.imports import closure, imported
 
 FLOOR = {
-    *("articles", "files", "hints", "imports", "machine", "pairs", "params", "paths"),
+    *(
+        "articles",
+        "environment",
+        "files",
+        "hints",
+        "imports",
+        "intervals",
+        "live",
+        "machine",
+        "pairs",
+        "params",
+        "paths",
+    ),
     *("prompts", "provenance", "recording", "results", "types"),
 }
 BELOW_BENCH = {"sampling", "models", "decoding"}
@@ -25,15 +37,21 @@ MAY_IMPORT = {
     "kernels": {"types"},
     "sampling": {"types", "kernels"},
     "models": FLOOR | {"kernels"},
+    "cluster": {"environment"},
     "decoding": FLOOR | {"sampling", "models", "kernels"},
     "bench": FLOOR | BELOW_BENCH | {"kernels"},
     "benchmarks": FLOOR | BELOW_BENCH | {"bench", "search", "kernels"},
-    "search": FLOOR | BELOW_BENCH | {"bench"},
+    "search": FLOOR | BELOW_BENCH | {"bench", "cluster"},
     "training": FLOOR | {"models"},
     "plots": FLOOR | {"figures"},
     "experiments": FLOOR | BELOW_BENCH | {"bench", "benchmarks", "search", "training", "kernels"},
     "streaming": {"decoding"},
     "runner": FLOOR | {"experiments"},
+    "sweep": FLOOR | {"runner", "figures", "plots", "cluster"},
+    "panel": {"live"},
+    "citation": FLOOR | {"lock"},
+    "lock": FLOOR,
+    "origin": FLOOR,
 }
 """The layers that each layer may import besides itself; `cli`, at the top, may import all."""
 

@@ -16,6 +16,7 @@ from rich.console import Console
 import foredraft as fd
 from foredraft import cli, params, paths, recording, results, runner
 from foredraft.articles import ARTICLES
+from foredraft.benchmarks import roofline
 from foredraft.experiments import plan_search
 from foredraft.experiments.plan_search import Candidate, Found
 from foredraft.models.loading import pocket_models
@@ -69,7 +70,7 @@ def test_every_command_explains_itself(foredraft):
     code, listed, _ = foredraft("--help")
     names = ("run", "sync", "results", "models", "generate", "search", "pretrain", "bench")
     assert code == 0
-    for name in (*names, "record"):
+    for name in (*names, "record", "sweep", "cite", "trace"):
         assert name in listed
         assert foredraft(name, "--help")[0] == 0
 
@@ -126,6 +127,24 @@ def test_results_are_written_and_shown(foredraft, outputs):
     assert paths.results_page().is_file()
 
 
+def test_results_and_models_are_told_in_json_too(foredraft, outputs, tmp_path, monkeypatch):
+    stamp = Stamp(what="sampling", params={}, inputs={}, versions={})
+    claim = results.Claim("a", "a claim", "x", article=1, n=3, spread=0.5)
+    results.write("sampling", pd.DataFrame({"x": [2.5]}), {"x": 2.5}, [claim], stamp)
+    (told,) = json.loads(foredraft("results", "--json")[1])
+    assert told["file"] == "data/results/sampling.json"
+    assert told["claims"][0]["key"] == "x"
+    assert told["values"] == {"x": 2.5}
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "card.json").write_text('{"name": "one"}')
+    monkeypatch.setattr(paths, "MODELS", tmp_path)
+    assert json.loads(foredraft("models", "--json")[1]) == [{"name": "one"}]
+
+
+def test_the_shell_can_be_taught_the_commands(foredraft):
+    assert "--install-completion" in foredraft("--help")[1]
+
+
 def test_models_lists_what_is_shipped(foredraft, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "MODELS", tmp_path)
     card = {
@@ -168,6 +187,28 @@ def test_a_benchmark_is_shown_or_recorded(foredraft, tmp_path, monkeypatch):
         kept = recording.recordings("sampling")["cpu"]
         assert kept.table["ratio_median"].tolist() == [9.87654]
     assert "src/foredraft/bench.py" in kept.stamp.inputs
+
+
+@pytest.mark.parametrize("name", [None, "roofline"])
+def test_without_a_name_all_is_benched_briefly_and_kept_where_asked(
+    foredraft, tmp_path, monkeypatch, name
+):
+    spread = {"value_median": 1.23456, "value_min": 1, "value_max": 2, "value_iqr": 0.5}
+    row = {"ratio": "÷ ours", **spread, "n": 5, "device": "cpu", "threads": 2}
+    pages = {slug: lambda **_: pd.DataFrame([row]) for slug in (cli.OVERVIEW, "roofline")}
+    monkeypatch.setattr(cli, "_apart", lambda: pages)
+    monkeypatch.setattr(roofline, "asked", lambda table: table)
+    file = tmp_path / "ratios.json"
+    words = ["bench", *([name] if name else [])]
+    code, out, _ = foredraft(*words)
+    assert code == 0
+    assert out.splitlines()[1].split()[2:] == ["1.23", "(1–2)", "5", "cpu", "2"]
+    assert not list(tmp_path.iterdir())
+    assert foredraft(*words, "--out", str(file))[0] == 0
+    kept = recording.read(file)
+    assert kept.table.to_dict("records") == [row]
+    assert f"src/foredraft/benchmarks/{name or cli.OVERVIEW}.py" in kept.stamp.inputs
+    assert kept.machine.cores > 0
 
 
 def test_what_depends_on_parameters_is_recorded_with_those_of_its_profile(

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 from PIL import Image
 
-from foredraft import params, paths, provenance, results, runner
+from foredraft import live, params, paths, provenance, results, runner
 from foredraft.articles import ARTICLES
 
 SMOKE_SECONDS = 60
@@ -86,6 +87,30 @@ def test_results_are_stamped_tidy_and_make_claims(article, written):
     assert stamp.params == expected
     assert paths.label(paths.notebook(article.slug)) in stamp.inputs
     assert stamp.changed_inputs() == ()
+
+
+def test_a_notebook_runs_where_jupyterlab_runs_it_and_shows_no_widget(tmp_path, monkeypatch):
+    """Its twin as it is committed, by nbclient alone, in the notebooks' folder."""
+    monkeypatch.setenv(paths.OUTPUT_VARIABLE, str(tmp_path))
+    for name in ("MPLBACKEND", live.SESSION_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    script = paths.notebook("sampling")
+    twin = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    (cell,) = (cell for cell in twin.cells if "parameters" in cell.metadata.get("tags", []))
+    cell.source += '\nprofile = "smoke"'
+    before = set(contents(paths.NOTEBOOKS))
+    where = {"metadata": {"path": str(paths.NOTEBOOKS)}}
+    NotebookClient(twin, kernel_name="python3", timeout=600, resources=where).execute()
+    kinds = [
+        kind
+        for cell in twin.cells
+        for out in cell.get("outputs", [])
+        for kind in out.get("data", {})
+    ]
+    assert "image/png" in kinds
+    assert not any("widget" in kind for kind in kinds)
+    assert paths.results("sampling").is_file()
+    assert set(contents(paths.NOTEBOOKS)) == before
 
 
 def test_the_parameters_cell_defers_to_params_yaml(article):

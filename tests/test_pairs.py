@@ -1,5 +1,7 @@
 """Notebook pairs: script and twin in step, nothing in a committed notebook that should not be."""
 
+import re
+
 import jupytext
 import nbformat
 import pytest
@@ -33,6 +35,13 @@ def test_the_twin_is_in_step_and_has_no_outputs(script):
 def test_any_python_of_the_environment_can_open_it(script):
     kernel = jupytext.read(script).metadata.kernelspec
     assert (kernel.name, kernel.language) == ("python3", "python")
+
+
+@every_script
+def test_the_first_cell_says_what_a_notebook_needs_and_how_long_it_takes(script):
+    first = " ".join(jupytext.read(script).cells[0].source.split())
+    said = r"\*Needs\*: nothing but this repository.* \*Takes\*: about \w+ minutes? on two cores\."
+    assert re.search(said, first)
 
 
 @every_script

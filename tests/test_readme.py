@@ -21,6 +21,7 @@ The README must have, in this form:
 * commands: every `make target` that it names is a target, and every `foredraft command` is one.
 """
 
+import inspect
 import re
 import subprocess
 
@@ -28,10 +29,12 @@ import pytest
 
 from foredraft import paths
 from foredraft.articles import ARTICLES
+from foredraft.cli import app
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
-NOT_OF_THE_REPOSITORY = {".git", ".venv", ".conda", ".cache", "build", "dist", "runs", "dvc_plots"}
+NOT_OF_THE_REPOSITORY = {".git", ".venv", ".conda", ".cache", "build", "dist", "runs"}
+NOT_OF_THE_REPOSITORY |= {"dvc_plots", "sweeps"}
 """Beside these, hidden files and folders need no line in the tree."""
 
 
@@ -109,8 +112,18 @@ def test_every_command_in_it_can_be_given():
         "bench",
         "record",
         "search",
+        "sweep",
+        "cite",
+        "trace",
     }
     assert commands <= known
+
+
+def test_every_command_is_explained_in_the_words_of_its_help():
+    for command in app.registered_commands:
+        assert command.callback is not None
+        first = str(inspect.getdoc(command.callback)).splitlines()[0]
+        assert f"| `foredraft {command.callback.__name__}` | {first} |" in README
 
 
 def code() -> list[str]:

@@ -26,6 +26,8 @@ ARTICLES = (
     Article(4, "self_speculation", "Self-speculative decoding with a searched plan"),
     Article(5, "confidence_gating", "Gating on the target's confidence"),
     Article(6, "llava_sft", "Teaching a vision-language model to write tables"),
+    Article(7, "bert", "BERT from scratch, number for number"),
+    Article(8, "vector_add", "Triton, from vector addition to the kernels of decoding"),
 )
 
 

@@ -4,9 +4,10 @@ What a command needs is imported when it runs, so that `--help` is there at once
 """
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 from rich.console import Console
 from rich.table import Column, Table
 
-from foredraft.articles import article
+from foredraft.articles import ARTICLES, article
 from foredraft.hints import unknown
 
 if TYPE_CHECKING:
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
     from foredraft.decoding.draft import Drafter
     from foredraft.decoding.exit import ExitPolicy
     from foredraft.streaming import Look
+    from foredraft.sweep.engines import Engine
+    from foredraft.sweep.point import Point
 
 app = typer.Typer(
     help="Speculative decoding, measured: run the articles, use the models, publish the results.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 _progress = Console(stderr=True, highlight=False)
@@ -40,7 +42,14 @@ _output = Console(highlight=False)
 LOOKUP = "lookup"
 """The drafter that is no model: the text itself."""
 
-BENCHMARKS = {"decode": "speculative_decoding", "decode --self": "layer_skipping"}
+OVERVIEW = "overview"
+"""All benchmarks, each briefly."""
+
+BENCHMARKS = {
+    "decode": "speculative_decoding",
+    "decode --self": "layer_skipping",
+    "kernels": "vector_add",
+}
 """What a benchmark is called, beside the article that draws it."""
 
 OBJECTIVES = ("speedup", "acceptance", "tokens_per_round", "overlap", "cost", "length")
@@ -56,18 +65,34 @@ MEASURED = {
     "self_speculation": ("foredraft.experiments.search_race",),
     "confidence_gating": ("foredraft.experiments.gating_race",),
     "llava_sft": ("foredraft.experiments.llava_growth",),
+    "bert": ("foredraft.benchmarks.bert",),
+    "vector_add": ("foredraft.benchmarks.kernels",),
 }
 """The modules whose speed an article's recording holds; what they import goes with them."""
 
 WITH_PARAMETERS = ("self_speculation", "confidence_gating", "llava_sft")
 """The articles whose recording depends on their parameters."""
 
-Slug = Annotated[str, typer.Argument(help="The article, such as sampling.")]
+ENGINES = ("local", "ray")
+"""Where searches and sweeps run."""
+
+FORMATS = ("text", "bibtex", "json")
+"""How a citation is written."""
+
+Slug = Annotated[
+    str,
+    typer.Argument(
+        help="The article, such as sampling.",
+        autocompletion=lambda: [each.slug for each in ARTICLES],
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for machines.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
 def main() -> None:
     """Entry point: what the user can mend is one message and exit code 2, a failed notebook 1."""
+    _use_the_copy_that_dvc_made()
     try:
         app()
     except ValueError as error:
@@ -99,6 +124,95 @@ def run(
 
 
 @app.command()
+def sweep(  # noqa: PLR0913 - one option a knob
+    slug: Slug,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter", "-p", help="name=value,value: an axis of the grid; values are YAML."
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="A table of settings: a row a point, a column a parameter.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="How many points at a time.")] = 1,
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of ray: a running cluster; without one, it is started here.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep the points here instead of in sweeps/<article>.")
+    ] = None,
+    show: Annotated[
+        list[str] | None,
+        typer.Option(help="A value to draw, as often as needed; without one, the claims."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points, run none.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run an article's notebook under many settings: resumable, one table and one figure."""
+    from foredraft import paths
+    from foredraft.sweep.engines import Local, Ray
+    from foredraft.sweep.grid import grid, rows
+    from foredraft.sweep.point import points
+
+    folder = (out or paths.sweeps(slug)).absolute()
+    planned = points(slug, grid(parameter or [], rows(csv) if csv else ({},)), folder)
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if address is not None and engine != "ray":
+        raise ValueError(f"--address {address} is that of a Ray cluster: add --engine ray")
+    maker = Ray(jobs=jobs, address=address) if engine == "ray" else Local(jobs=jobs)
+    errors = {} if dry_run else _make(planned, maker)
+    done = [point for point in planned if point.is_done()]
+    files: list[Path] = []
+    if done and not dry_run:
+        from foredraft.sweep.table import report
+
+        files = report(done, folder, show or [])
+    if as_json:
+        told = [
+            {
+                "setting": point.setting,
+                "folder": str(point.folder),
+                "done": point in done,
+                "error": errors.get(point.folder),
+            }
+            for point in planned
+        ]
+        _print_json({"points": told, "files": [str(file) for file in files]})
+    elif dry_run:
+        for point in planned:
+            typer.echo(f"{'done ' if point in done else 'to do'} {point}")
+    for file in files:
+        _progress.print(f"✓ {paths.label(file)}", markup=False, soft_wrap=True)
+    if errors:
+        raise RuntimeError(
+            f"{len(errors)} of {len(planned)} points failed; the same command runs those again"
+        )
+
+
+def _make(planned: "Sequence[Point]", engine: "Engine") -> dict[Path, str]:
+    """Make what is not done, and show it; give the errors by the points' folders."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    from foredraft.sweep.engines import made
+
+    errors: dict[Path, str] = {}
+    shown = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*shown, console=_progress) as bar:
+        task = bar.add_task("points", total=len(planned))
+        for point, error in made(planned, engine):
+            bar.advance(task)
+            mark = "✓" if error is None else "✗"
+            bar.console.print(f"{mark} {point}", markup=False, soft_wrap=True)
+            if error is not None:
+                errors[point.folder] = error
+                bar.console.print(error, style="red", markup=False, soft_wrap=True)
+    return errors
+
+
+@app.command()
 def sync() -> None:
     """Write each notebook's .ipynb twin, without outputs, from its .py."""
     from foredraft import pairs, paths
@@ -108,12 +222,60 @@ def sync() -> None:
 
 
 @app.command()
-def results() -> None:
+def cite(
+    target: Annotated[
+        str, typer.Argument(help="A file under figures or data/results, or file#key.")
+    ],
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="text, bibtex or json; without one, all there is."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cite a figure or a value: words, BibTeX and what made it; exit code 1 if it is outdated."""
+    from foredraft.citation import cite as cited
+
+    if form not in (None, *FORMATS):
+        raise unknown("format", form, FORMATS)
+    citation = cited(target)
+    if as_json or form == "json":
+        _print_json(citation.document())
+        return
+    parts = {"text": citation.text(), "bibtex": citation.bibtex()}
+    wanted = [parts[form]] if form else [*parts.values(), citation.provenance()]
+    typer.echo("\n\n".join(wanted))
+
+
+@app.command()
+def trace(
+    file: Annotated[Path, typer.Argument(help="A PNG, SVG, PDF, JSON or CSV file, anywhere.")],
+    as_json: AsJson = False,
+) -> None:
+    """Tell what made a downloaded figure or result, and whether this checkout still has it so."""
+    from dataclasses import asdict
+
+    from foredraft.origin import trace as traced
+
+    origin = traced(file)
+    if as_json:
+        _print_json(asdict(origin))
+        return
+    typer.echo(origin.text())
+
+
+@app.command()
+def results(as_json: AsJson = False) -> None:
     """Write RESULTS.md and figures/results.tex from the results on disk, and show the claims."""
+    from dataclasses import asdict
+
     from foredraft.results import ours, publish, shown
 
+    published = publish()
+    if as_json:
+        _print_json([asdict(found) | {"file": found.file} for found in published])
+        return
     table = Table("claim", "article", "ours", "n", box=None, pad_edge=False)
-    for found in publish():
+    for found in published:
         for claim in found.claims:
             cells = (shown(claim.article), ours(claim, found.values), str(claim.n))
             table.add_row(claim.text, *cells)
@@ -121,18 +283,22 @@ def results() -> None:
 
 
 @app.command()
-def models() -> None:
+def models(as_json: AsJson = False) -> None:
     """List the models that are shipped or trained here, and what else can be loaded."""
     from foredraft import paths
     from foredraft.models.loading import pocket_models
 
+    cards = sorted(paths.MODELS.glob("*/card.json"))
+    if as_json:
+        _print_json([json.loads(card.read_text(encoding="utf-8")) for card in cards])
+        return
     name = Column("name", no_wrap=True, min_width=max(map(len, pocket_models()), default=0))
     table = Table(
         *(name, "architecture", "layers", "parameters", "MB", "bits/byte, held out"),
         box=None,
         pad_edge=False,
     )
-    for card in sorted(paths.MODELS.glob("*/card.json")):
+    for card in cards:
         table.add_row(*_described(card))
     _output.print(table)
     _output.print(
@@ -278,8 +444,8 @@ def search(  # noqa: PLR0913 - one option a knob
         raise unknown("objective", objective.removeprefix("-"), OBJECTIVES)
     if costs not in ("clock", "bytes"):
         raise unknown("kind of costs", costs, ("clock", "bytes"))
-    if engine not in ("local", "ray"):
-        raise unknown("engine", engine, ("local", "ray"))
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
     given = {"profile": profile, "objective": objective, "trials": trials, "seed": seed}
     given |= {"temperature": temperature, "device": device}
     params = load_params("self_speculation", given)
@@ -312,102 +478,116 @@ def pretrain(
     device: Device = "cpu",
 ) -> None:
     """Train a pocket model by its recipe; an interrupted run goes on where it stopped."""
+    from foredraft.training import pocket, pocket_bert, pocket_llava
     from foredraft.training.pretrain_bert import POCKET_BERT
     from foredraft.training.pretrain_llava import POCKET_LLAVA
     from foredraft.training.recipes import RECIPES
 
     if name == POCKET_LLAVA.name:
-        _pretrain_llava(device)
+
+        def told(step: Any) -> tuple[int, str, float | None]:
+            return step.number, f"stage {step.stage}, loss {step.loss:.3f}", step.held_out_error
+
+        _train(partial(pocket_llava.make, POCKET_LLAVA), name, POCKET_LLAVA.steps, device, told)
     elif name == POCKET_BERT.name:
-        _pretrain_bert(device)
+
+        def told(step: Any) -> tuple[int, str, float | None]:
+            losses = f"loss {step.losses.words:.2f} + {step.losses.follows:.2f}"
+            return step.tokens, losses, step.held_out_loss
+
+        _train(partial(pocket_bert.make, POCKET_BERT), name, POCKET_BERT.tokens, device, told)
     elif name in RECIPES:
-        _pretrain_decoder(name, device)
+
+        def told(step: Any) -> tuple[int, str, float | None]:
+            losses = f"{step.n_layers} layers, loss {step.loss:.2f}"
+            return step.tokens, losses, step.held_out_loss
+
+        recipe = RECIPES[name]
+        _train(partial(pocket.make, recipe), name, recipe.tokens, device, told)
     else:
         raise unknown("pocket model", name, (*RECIPES, POCKET_LLAVA.name, POCKET_BERT.name))
 
 
-def _pretrain_decoder(name: str, device: str) -> None:
+def _train(
+    make: Callable[..., Path],
+    name: str,
+    total: int,
+    device: str,
+    told: Callable[[Any], tuple[int, str, float | None]],
+) -> None:
+    """Make a model, showing what `told` says of each step: how far, how, and how well if judged."""
     from rich.progress import Progress
 
-    from foredraft.training.pocket import make
-    from foredraft.training.pretrain import Step
-    from foredraft.training.recipes import RECIPES
-
-    recipe = RECIPES[name]
     with Progress(console=_progress) as bar:
-        task = bar.add_task(name, total=recipe.tokens)
+        task = bar.add_task(name, total=total)
 
-        def show(step: Step) -> None:
-            doing = f"{name}, {step.n_layers} layers, loss {step.loss:.2f}"
-            bar.update(task, completed=step.tokens, description=doing)
-            if step.held_out_loss is not None:
-                told = f"{step.tokens:,} tokens, held-out loss {step.held_out_loss:.3f}"
-                bar.console.print(told)
+        def show(step: Any) -> None:
+            done, doing, judged = told(step)
+            bar.update(task, completed=done, description=f"{name}, {doing}")
+            if judged is not None:
+                bar.console.print(f"{done:,} of {total:,}, held-out {judged:.4f}")
 
-        folder = make(recipe, device=device, report=show)
-    _progress.print(f"✓ {folder.name}")
-
-
-def _pretrain_llava(device: str) -> None:
-    from rich.progress import Progress
-
-    from foredraft.training.pocket_llava import make
-    from foredraft.training.pretrain_llava import POCKET_LLAVA, Step
-
-    with Progress(console=_progress) as bar:
-        task = bar.add_task(POCKET_LLAVA.name, total=POCKET_LLAVA.steps)
-
-        def show(step: Step) -> None:
-            doing = f"{POCKET_LLAVA.name}, stage {step.stage}, loss {step.loss:.3f}"
-            bar.update(task, completed=step.number, description=doing)
-            if step.held_out_error is not None:
-                bar.console.print(f"step {step.number}, held-out error {step.held_out_error:.4f}")
-
-        folder = make(POCKET_LLAVA, device=device, report=show)
-    _progress.print(f"✓ {folder.name}")
-
-
-def _pretrain_bert(device: str) -> None:
-    from rich.progress import Progress
-
-    from foredraft.training.pocket_bert import make
-    from foredraft.training.pretrain_bert import POCKET_BERT, Step
-
-    with Progress(console=_progress) as bar:
-        task = bar.add_task(POCKET_BERT.name, total=POCKET_BERT.tokens)
-
-        def show(step: Step) -> None:
-            doing = f"{POCKET_BERT.name}, loss {step.losses.words:.2f} + {step.losses.follows:.2f}"
-            bar.update(task, completed=step.tokens, description=doing)
-            if step.held_out_loss is not None:
-                told = f"{step.tokens:,} tokens, held-out loss {step.held_out_loss:.3f}"
-                bar.console.print(told)
-
-        folder = make(POCKET_BERT, device=device, report=show)
+        folder = make(device=device, report=show)
     _progress.print(f"✓ {folder.name}")
 
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="sampling or decode, or an article of these.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="roofline, bert, sampling, decode or kernels, or an article; without one, the "
+            "ratios of the first four, in minutes."
+        ),
+    ] = None,
     device: Device = "cpu",
     itself: Annotated[
         bool, typer.Option("--self", help="Of decode: let the models draft for themselves.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the table to this JSON file too, stamped.")
+    ] = None,
 ) -> None:
-    """Measure on this machine and show medians with least and most; nothing is written."""
-    from foredraft.benchmarks import decoding, self_drafting
+    """Measure on this machine and show medians with least and most."""
+    from foredraft.benchmarks import decoding, roofline, self_drafting
 
-    name = f"{name} --self" if itself else name
+    name = f"{name} --self" if itself else name or OVERVIEW
     slug = BENCHMARKS.get(name, name)
-    frame = _benchmarks()[_known(slug, device)]()
+    apart = _apart()
+    measure = (
+        partial(apart[slug], device=device, report=_progress.print)
+        if slug in apart
+        else _benchmarks()[_known(slug, device)]
+    )
+    frame = measure()
     asked = {"speculative_decoding": decoding.asked, "layer_skipping": self_drafting.asked}
+    asked["roofline"] = roofline.asked
     _print(frame.filter(_narrow(frame)))
     same = [name for name in ("n", *WHERE) if name in frame and len(set(frame[name])) == 1]
     _output.print(", ".join(f"{name} {frame[name].iloc[0]}" for name in same))
     if slug in asked:
         _output.print()
         _print(asked[slug](frame))
+    if out is not None:
+        _keep(out, slug, device, frame)
+
+
+def _apart() -> dict[str, Callable[..., "DataFrame"]]:
+    """What can be measured and is no article's; any of it on either device."""
+    from foredraft.benchmarks import overview, roofline
+
+    return {OVERVIEW: overview.overview, "roofline": roofline.roofline_benchmark}
+
+
+def _keep(out: Path, slug: str, device: str, frame: "DataFrame") -> None:
+    """Write a benchmark's table with machine, day and stamp."""
+    from foredraft import paths, recording
+    from foredraft.provenance import stamp
+
+    modules = MEASURED.get(slug, (f"foredraft.benchmarks.{slug}",))
+    inputs = [source for each in modules if (source := paths.module(each))]
+    recording.keep(out, device, frame, stamp(slug, {}, inputs, device=device))
+    _progress.print(f"✓ {out}", markup=False, soft_wrap=True)
 
 
 def _print(frame: "DataFrame") -> None:
@@ -497,6 +677,19 @@ def _benchmarks(profile: str | None = None) -> dict[tuple[str, str], Callable[[]
 
         return measure
 
+    def encoding(device: str) -> Callable[[], "DataFrame"]:
+        def measure() -> "DataFrame":
+            from foredraft.benchmarks.bert import bert_benchmark
+
+            return bert_benchmark(device=device, report=_progress.print)
+
+        return measure
+
+    def timing_kernels() -> "DataFrame":
+        from foredraft.benchmarks.kernels import kernels_benchmark
+
+        return kernels_benchmark(report=_progress.print)
+
     return {
         ("sampling", "cpu"): sampling.sampling_benchmark,
         ("speculative_decoding", "cpu"): decode("cpu"),
@@ -509,6 +702,9 @@ def _benchmarks(profile: str | None = None) -> dict[tuple[str, str], Callable[[]
         ("confidence_gating", "cuda"): gating("cuda"),
         ("llava_sft", "cpu"): teaching("cpu"),
         ("llava_sft", "cuda"): teaching("cuda"),
+        ("bert", "cpu"): encoding("cpu"),
+        ("bert", "cuda"): encoding("cuda"),
+        ("vector_add", "cuda"): timing_kernels,
     }
 
 
@@ -541,9 +737,16 @@ def _described(card: Path) -> list[str]:
     said = json.loads(card.read_text(encoding="utf-8"))
     size = sum(file.stat().st_size for file in card.parent.glob("*.safetensors")) / 1e6
     counts = f"{said['n_layers']}", f"{said['parameters']:,}", f"{size:.1f}"
-    text = said.get("held_out_package")
-    loss = f"{text['bits_per_byte']:.3f}" if text else "reads images"
-    return [said["name"], said["architecture"], *counts, loss]
+    return [said["name"], said["architecture"], *counts, _judged(said.get("held_out_package"))]
+
+
+def _judged(text: Mapping[str, Any] | None) -> str:
+    """What a card says of held-out text; of a BERT, the share of masked tokens that it guesses."""
+    if text is None:
+        return "reads images"
+    if "bert" in text:
+        return f"guesses {text['bert']['accuracy']:.0%}"
+    return f"{text['bits_per_byte']:.3f}"
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -554,6 +757,25 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name.strip(), yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ValueError(f"parameter {text!r}: the value is not YAML ({error})") from None
+
+
+def _print_json(document: object) -> None:
+    typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def _use_the_copy_that_dvc_made() -> None:
+    """Start anew from the copy of the repository in which DVC runs a queued experiment.
+
+    The package is installed from where it was set up; its parameters, sources and outputs would be
+    those, and not the experiment's.
+    """
+    from foredraft import paths
+
+    source = Path.cwd() / "src"
+    is_stage = "DVC_STAGE" in os.environ and (source / "foredraft" / "cli.py").is_file()
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    if is_stage and Path.cwd() != paths.ROOT and environment != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
 
 def _fail(error: Exception, code: int) -> None:

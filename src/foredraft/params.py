@@ -174,6 +174,60 @@ class LlavaSft(Section):
     answers_at_once: Count
 
 
+class Bert(Section):
+    """Article 07; `model` guesses and is fine-tuned, `encoder` is held against the reference.
+
+    `layers` to `learning_rate` make the model that the notebook trains; `rates` are those at which
+    `model` is asked; a search has `questions` at most.
+    """
+
+    model: str
+    encoder: str
+    layers: Count
+    hidden_size: Count
+    masking_rate: Share
+    whole_words: bool
+    documents: Count
+    tokens: Count
+    batch_tokens: Annotated[int, Field(ge=128)]
+    learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)]
+    judged_rows: Count
+    rates: Annotated[tuple[Share, ...], Field(min_length=1)]
+    rate_rows: Count
+    attended: Count
+    tuning_steps: Count
+    tuning_pairs: Annotated[int, Field(ge=2)]
+    tuning_rate: Annotated[float, Field(gt=0.0, lt=1.0)]
+    questions: Annotated[int, Field(ge=2)]
+    ks: Annotated[tuple[Count, ...], Field(min_length=1)]
+
+
+Element = Literal["float32", "float16", "bfloat16", "int32"]
+PowerOfTwo = Literal[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]
+
+
+class VectorAdd(Section):
+    """Article 08; one addition of `size` elements, all `sizes` against torch, the rest counted.
+
+    `coins` and `draws` are the grids that laws are taken over, `rows` the positions of a pass.
+    """
+
+    size: Annotated[int, Field(ge=1)]
+    dtype: Element
+    block: PowerOfTwo
+    warps: Literal[1, 2, 4, 8, 16, 32]
+    sizes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    dtypes: Annotated[tuple[Element, ...], Field(min_length=1)]
+    blocks: Annotated[tuple[PowerOfTwo, ...], Field(min_length=1)]
+    warp_counts: Annotated[tuple[Literal[1, 2, 4, 8, 16, 32], ...], Field(min_length=1)]
+    targets: Annotated[tuple[Literal["sm_80", "sm_90", "gfx942"], ...], Field(min_length=1)]
+    hidden: Annotated[int, Field(ge=1, le=32768)]
+    rows: Annotated[tuple[Count, ...], Field(min_length=1)]
+    vocab: Annotated[int, Field(ge=4)]
+    coins: Annotated[int, Field(ge=2)]
+    draws: Annotated[int, Field(ge=2)]
+
+
 SECTIONS: Mapping[str, type[Section]] = {
     "sampling": Sampling,
     "speculative_decoding": SpeculativeDecoding,
@@ -181,6 +235,8 @@ SECTIONS: Mapping[str, type[Section]] = {
     "self_speculation": SelfSpeculation,
     "confidence_gating": ConfidenceGating,
     "llava_sft": LlavaSft,
+    "bert": Bert,
+    "vector_add": VectorAdd,
 }
 
 
@@ -204,6 +260,10 @@ def load(
 ) -> ConfidenceGating: ...
 @overload
 def load(slug: Literal["llava_sft"], overrides: Mapping[str, Any] | None = None) -> LlavaSft: ...
+@overload
+def load(slug: Literal["bert"], overrides: Mapping[str, Any] | None = None) -> Bert: ...
+@overload
+def load(slug: Literal["vector_add"], overrides: Mapping[str, Any] | None = None) -> VectorAdd: ...
 @overload
 def load(slug: str, overrides: Mapping[str, Any] | None = None) -> Section: ...
 def load(slug: str, overrides: Mapping[str, Any] | None = None) -> Section:
