@@ -29,8 +29,14 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    *("VARIABLE", "ceil_div", "device_function", "is_interpreted", "power_of_two"),
-    *("require_runnable", "tl", "triton"),
+    "VARIABLE",
+    "ceil_div",
+    "device_function",
+    "is_interpreted",
+    "power_of_two",
+    "require_runnable",
+    "tl",
+    "triton",
 ]
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from foredraft.training.pipe_table import Table
+from foredraft.training.pipe_table import Alignment, Table
 from foredraft.training.table_images import (
     BOLD,
     SIZE,
@@ -167,8 +167,8 @@ def _grid(random: Random, held_out: bool) -> Page:
     while True:
         n_rows, n_columns = random.randint(1, MOST_ROWS), random.randint(1, MOST_COLUMNS)
         cells = [[_text(random, held_out) for _ in range(n_columns)] for _ in range(n_rows)]
-        alignments = tuple(random.choice(ALIGNMENTS) for _ in range(n_columns))
-        table, style = Table(tuple(map(tuple, cells)), alignments), _style(random)
+        alignments: list[Alignment] = [random.choice(ALIGNMENTS) for _ in range(n_columns)]
+        table, style = Table(tuple(map(tuple, cells)), tuple(alignments)), _style(random)
         columns, rows = edges(table, style)
         room = [SIZE - 1 - columns[-1], SIZE - 1 - rows[-1]]
         if min(room) < 0:
