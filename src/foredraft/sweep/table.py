@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,12 @@ def _numbers(table: pd.DataFrame) -> set[str]:
 
 
 def _stamp(points: Sequence[Point]) -> Stamp:
+    """State every value that a parameter had; a sweep has no seed of its own."""
     values = {
         name: list(dict.fromkeys(_cell(point, name) for point in points)) for name in given(points)
     }
     drawn_by = paths.module(plots.__name__)
     assert drawn_by is not None
     inputs = [point.marker for point in points]
-    return provenance.stamp(f"sweep of {points[0].slug}", values, [*inputs, drawn_by])
+    made_from = provenance.stamp(f"sweep of {points[0].slug}", {}, [*inputs, drawn_by])
+    return replace(made_from, params=values)
