@@ -43,7 +43,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from foredraft import figures, paths, recording, results
+from foredraft import figures, live, paths, recording, results
 from foredraft.experiments import bert as experiment
 from foredraft.experiments import bert_learning as learning
 from foredraft.experiments import bert_masking as masking
@@ -209,7 +209,8 @@ worst
 
 # %%
 reader = real.encoder()
-texts = searching.searches(found.held_out_package, params.questions)["functions"].questions
+searches = searching.searches(found.held_out_package, params.questions)
+texts = searches["functions"].questions
 looks = experiment.attended(reader.bert, reader.tokenizer, texts[: params.attended])
 figures.save(draw.looks(looks), "bert", "looks", made_from)
 
@@ -289,14 +290,8 @@ display(
 
 
 # %%
-def counter(what, total):
-    """Show how far something has come, in one line."""
-    line = display(Markdown(""), display_id=True)
-    return lambda n: line.update(Markdown(f"*{what}: {n:,} of {total:,}*"))
-
-
 judged = learning.judging_rows(found)
-here = learning.trained(params, rows, judged, report=counter("tokens read", params.tokens))
+here = learning.trained(params, rows, judged, report=live.counter("tokens read", params.tokens))
 card = learning.card()
 guessers = learning.guessers(card, evaluated(here.model, None, judged, n_rows=params.judged_rows))
 curves = learning.curves(card, here)
@@ -335,7 +330,6 @@ with pd.option_context("display.max_colwidth", None):
 # a description nearer to its function than to the rest of the batch (InfoNCE, [1807.03748](https://arxiv.org/abs/1807.03748)).
 
 # %%
-searches = searching.searches(found.held_out_package, params.questions)
 before = ours.encoder()
 after, contrast = searching.tuned(before, found.train, params)
 figures.save(draw.tuning(contrast), "bert", "tuning", made_from)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -20,7 +21,7 @@ from foredraft.training.mlm import (
     mask,
     with_marks,
 )
-from foredraft.training.pocket_bert import EVALUATION_SEED, evaluated, rows_of
+from foredraft.training.pocket_bert import evaluated, evaluated_rows
 from foredraft.training.wordpiece import CONTINUES
 from foredraft.types import Int, Tensor
 
@@ -155,10 +156,10 @@ def by_rate(
     Columns: rule, rate, accuracy, low, high, nats, n, documents; the same rows each time.
     """
     length, rows = min(model.config.max_positions, 128), []
+    told = evaluated_rows(found, tokenizer, length=length)
     for rule, whole in RULES.items():
         for rate in rates:
-            masking = Masking(rate=rate, whole_words=whole)
-            asked = rows_of(found, tokenizer, masking, length=length, seed=EVALUATION_SEED)
+            asked = replace(told, masking=Masking(rate=rate, whole_words=whole))
             score = evaluated(model, None, asked, n_rows=n_rows)["bert"]
             rows.append({"rule": rule, "rate": rate, **score})
     return pd.DataFrame(rows)
