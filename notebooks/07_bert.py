@@ -338,7 +338,10 @@ figures.save(draw.tuning(contrast), "bert", "tuning", made_from)
 encoders = {searching.BEFORE: before, searching.AFTER: after}
 if real.folder != ours.folder:
     encoders = {searching.REAL: reader} | encoders
-similar = {task: searching.similarities(each, encoders) for task, each in searches.items()}
+similar = {
+    task: searching.similarities(each, encoders)
+    for task, each in live.steps(searches.items(), "searches")
+}
 recalls = searching.recalls(similar, params.ks)
 arms = experiment.arm_names(ours, real)
 figures.save(draw.recall(recalls, arms), "bert", "recall", made_from)
@@ -387,7 +390,7 @@ searching.places(searches["functions"], "how far apart are two nodes", after, 5)
 # %% [markdown]
 # ## 8 · How fast
 #
-# Against `transformers` with `sdpa`, on the same float32 weights, in one process, in alternation. Times are never taken in this pipeline; they were recorded with `foredraft record bert`. Four workloads of 32 texts; padding is what a rectangle would hold of it.
+# Against `transformers` with `sdpa`, on the same float32 weights, in one process, in alternation. Times are never taken in this pipeline; they were recorded with `foredraft record bert`. Four workloads of 32 texts; padding is what a rectangle would hold of it. *Packed* is after `pack()`, which lays the weights out for this processor: a copy, beside the pages of the file that they were read from.
 
 # %%
 recordings = recording.recordings("bert")

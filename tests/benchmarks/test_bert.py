@@ -33,8 +33,9 @@ def batch() -> Batch:
 
 
 def test_every_workload_has_a_row_for_each_of_its_tasks(folder, monkeypatch):
-    peaks = {"foredraft": 100.0, "transformers": 150.0}
+    peaks = {bert._loaded: 100.0, bert._packed: 100.0, bert._reference: 150.0}
     monkeypatch.setattr(bert, "peak_megabytes", lambda arm, *rest: peaks[arm])
+    encoding, peak = ["encode", "encode, packed"], ["encode once", "encode once, packed"]
     monkeypatch.setattr(bert, "TRAINED", ("ragged",))
     clock = count()
     table = bert_benchmark(
@@ -44,11 +45,11 @@ def test_every_workload_has_a_row_for_each_of_its_tasks(folder, monkeypatch):
         clock=lambda: float(next(clock)),
     )
     assert table.groupby("workload", sort=False)["task"].apply(list).to_dict() == {
-        "ragged": ["encode", "train the encoder", "train to guess words", "encode once"],
-        "equal": ["encode", "encode once"],
+        "ragged": [*encoding, "train the encoder", "train to guess words", *peak],
+        "equal": [*encoding, *peak],
     }
-    assert table["tokens"].tolist() == [22] * 4 + [8] * 2
-    assert table["padding"].tolist() == pytest.approx([1 - 22 / 36] * 4 + [0.0] * 2)
+    assert table["tokens"].tolist() == [22] * 6 + [8] * 4
+    assert table["padding"].tolist() == pytest.approx([1 - 22 / 36] * 6 + [0.0] * 4)
     timed, weighed = (table[table["unit"] == unit] for unit in ("ms", "MB"))
     assert set(timed["ratio_median"]) == {1.0}
     assert set(weighed["ratio_median"]) == {1.5}
@@ -57,12 +58,13 @@ def test_every_workload_has_a_row_for_each_of_its_tasks(folder, monkeypatch):
 
 
 def test_both_sides_do_the_same_to_the_same_weights(folder, batch):
-    arms = bert._encodings(folder, batch, "cpu")
-    ours, theirs = (arms[arm]() for arm in ("foredraft", "transformers"))
     real = batch.mask.bool()
-    torch.testing.assert_close(
-        ours.last_hidden_state[real], theirs.last_hidden_state[real], rtol=0, atol=2e-5
-    )
+    for encodings in (bert._encodings, bert._packed_encodings):
+        arms = encodings(folder, batch, "cpu")
+        ours, theirs = (
+            arms[arm]().last_hidden_state[real] for arm in ("foredraft", "transformers")
+        )
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
     reference = transformers.BertModel.from_pretrained(folder).eval()
     losses = [bert._spread_out(model, batch) for model in (Bert.from_pretrained(folder), reference)]
     torch.testing.assert_close(*losses)
@@ -77,7 +79,7 @@ def test_a_step_trains_every_weight_that_the_loss_reads(folder, batch):
 
 
 def test_what_a_process_takes_is_read_in_megabytes(folder, batch):
-    for arm in ("foredraft", "transformers"):
+    for arm in (bert._loaded, bert._packed, bert._reference):
         assert 100 < bert._encode_once(arm, folder, batch, torch.get_num_threads()) < 100_000
 
 

@@ -7,9 +7,8 @@ import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import accelerate
 import huggingface_hub.constants
@@ -420,25 +419,27 @@ def test_code_that_comes_with_a_model_is_never_run(folder, tmp_path, model_type)
     assert not marker.exists()
 
 
-def test_every_tensor_is_read_once(folder, monkeypatch):
-    """But for the first, at which the type checker of the tests looks too."""
+def test_every_tensor_is_read_once_and_its_file_mapped_once(folder, monkeypatch):
+    """But for the first, at which the type checker of the tests looks too; and for the names."""
     reads: Counter[str] = Counter()
+    opened: list[object] = []
+    read = loading.StoredTensors.__getitem__
 
-    @contextmanager
-    def counting(*args: object, **options: object):
-        with safe_open(*args, **options) as reader:
+    def counting(weights: loading.StoredTensors, name: str) -> torch.Tensor:
+        reads[name] += 1
+        return read(weights, name)
 
-            def get_tensor(name: str) -> torch.Tensor:
-                reads[name] += 1
-                return reader.get_tensor(name)
+    def opening(*args: Any, **options: Any) -> Any:
+        opened.append(args)
+        return safe_open(*args, **options)
 
-            yield SimpleNamespace(keys=reader.keys, get_tensor=get_tensor)
-
-    monkeypatch.setattr(loading, "safe_open", counting)
+    monkeypatch.setattr(loading.StoredTensors, "__getitem__", counting)
+    monkeypatch.setattr(loading, "safe_open", opening)
     fd.load(folder)
     first, *others = load_file(folder / WEIGHTS)
     assert {reads[name] for name in others} == {1}
     assert reads[first] >= 1
+    assert len(opened) == 2
 
 
 def test_a_draft_model_must_read_the_same_tokens(tokenizer, letters):

