@@ -27,7 +27,7 @@ from foredraft.kernels.squashing import tanh
 from foredraft.types import Float, Int, Tensor
 
 Queries = Float[Tensor, "batch head head_dim"]
-Stored = Float[Tensor, "batch capacity kv_head head_dim"]
+Stored = Float[Tensor, "batch kv_head capacity head_dim"]
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 """The element types that are attended to."""
@@ -106,7 +106,7 @@ def attend_part(
     for position in range(start, stop, BLOCK):
         place = position + tl.arange(0, BLOCK)
         seen = place < stop
-        slot = ((row * capacity + place) * kv_heads + kv_head) * head_dim
+        slot = ((row * kv_heads + kv_head) * capacity + place) * head_dim
         at = slot[:, None] + dim[None, :]
         stored = seen[:, None] & dims
         keys = tl.load(key_ptr + at, mask=stored, other=0.0).to(MULTIPLIED)
@@ -169,7 +169,7 @@ def decode_attention(
     """Attend from the newest position of each row to the `lengths` positions it sees, itself last.
 
     `query` has shape [batch head head_dim], `keys` and `values`, one layer of the cache as it
-    lies there, [batch capacity kv_head head_dim], contiguous. `parts` None: as many as keep the
+    lies there, [batch kv_head capacity head_dim], contiguous. `parts` None: as many as keep the
     device busy.
 
     Raises ValueError for shapes or types that do not fit and, on the CPU, for a length outside 1 to
@@ -180,7 +180,7 @@ def decode_attention(
     named = {"query": query, "keys": keys, "values": values, "lengths": lengths}
     require_runnable(attend_part, **named)
     batch, n_heads, head_dim = query.shape
-    capacity, kv_heads = keys.shape[1:3]
+    kv_heads, capacity = keys.shape[1:3]
     parts = _parts(query, keys) if parts is None else parts
     if not 1 <= parts <= 1024:
         raise ValueError(f"parts is {parts}; it must be from 1 to 1024, or None")
@@ -214,15 +214,15 @@ def reference(
     """Do the same in torch, in float32 or better throughout."""
     _require_fitting(query, keys, values, lengths)
     wide = torch.promote_types(query.dtype, torch.float32)
-    group = query.shape[1] // keys.shape[2]
+    group = query.shape[1] // keys.shape[1]
     all_keys, all_values = (
-        each.to(wide).repeat_interleave(group, dim=2).transpose(1, 2) for each in (keys, values)
+        each.to(wide).repeat_interleave(group, dim=1) for each in (keys, values)
     )
     products = (all_keys @ query.to(wide)[..., None]).squeeze(-1) * scores.scale
     if scores.softcap is not None:
         products = scores.softcap * torch.tanh(products / scores.softcap)
-    behind = lengths[:, None] - 1 - torch.arange(keys.shape[1], device=keys.device)
-    seen = (behind >= 0) & (behind < (scores.window or keys.shape[1]))
+    behind = lengths[:, None] - 1 - torch.arange(keys.shape[2], device=keys.device)
+    seen = (behind >= 0) & (behind < (scores.window or keys.shape[2]))
     weights = products.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
     return (weights[:, :, None] @ all_values).squeeze(2).to(query.dtype)
 
@@ -286,8 +286,8 @@ def _parts(query: Tensor, keys: Tensor) -> int:
     processors = PROCESSORS
     if query.device.type == "cuda":
         processors = torch.cuda.get_device_properties(query.device).multi_processor_count
-    wanted = ceil_div(2 * processors, max(1, query.shape[0] * keys.shape[2]))
-    return max(1, min(wanted, ceil_div(keys.shape[1], BLOCK), 1024))
+    wanted = ceil_div(2 * processors, max(1, query.shape[0] * keys.shape[1]))
+    return max(1, min(wanted, ceil_div(keys.shape[2], BLOCK), 1024))
 
 
 def _multiplied(dtype: torch.dtype) -> Any:
@@ -299,13 +299,13 @@ def _multiplied(dtype: torch.dtype) -> Any:
 
 def _require_fitting(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> None:
     batch, n_heads, head_dim = query.shape
-    rows, capacity, kv_heads, stored_dim = keys.shape
+    rows, kv_heads, capacity, stored_dim = keys.shape
     fits = (rows, stored_dim, *lengths.shape) == (batch, head_dim, batch)
     if keys.shape != values.shape or not fits or kv_heads < 1 or n_heads % kv_heads:
         raise ValueError(
             f"query {tuple(query.shape)}, keys {tuple(keys.shape)}, values {tuple(values.shape)}, "
             f"lengths {tuple(lengths.shape)}: they must be [batch head head_dim], twice [batch "
-            "capacity kv_head head_dim] and [batch], with as many heads for each kv_head"
+            "kv_head capacity head_dim] and [batch], with as many heads for each kv_head"
         )
     if not query.dtype == keys.dtype == values.dtype or query.dtype not in TYPES:
         raise ValueError(

@@ -135,7 +135,7 @@ def require_fresh(cache, place, text, decoder):
     decoder.hidden(torch.tensor([text[:-1]]), fresh)
     for kept, wanted in ((cache.keys, fresh.keys), (cache.values, fresh.values)):
         for ours, theirs in zip(kept, wanted, strict=True):
-            torch.testing.assert_close(ours[place, :n], theirs[0, :n], atol=1e-10, rtol=0)
+            torch.testing.assert_close(ours[place, :, :n], theirs[0, :, :n], atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("stop", EXITS)

@@ -232,8 +232,8 @@ def test_keys_and_values_after_each_round_are_those_of_a_fresh_prefill(
         reader.model.hidden(torch.tensor([text[:-1]]), fresh)
         for layer in range(reader.model.config.n_layers):
             for kept, wanted in ((cache.keys, fresh.keys), (cache.values, fresh.values)):
-                got = kept[layer][place, :valid]
-                torch.testing.assert_close(got, wanted[layer][0, :valid], atol=1e-10, rtol=0)
+                got = kept[layer][place, :, :valid]
+                torch.testing.assert_close(got, wanted[layer][0, :, :valid], atol=1e-10, rtol=0)
 
     fd.generate(
         ours,

@@ -27,10 +27,10 @@ def layer(drawn, device, generator):
 
     def make(batch, heads, kv_heads, dim, capacity, dtype=torch.float32):
         query = drawn(batch, heads, dim, dtype=dtype)
-        keys, values = (drawn(batch, capacity, kv_heads, dim, dtype=dtype) for _ in range(2))
+        keys, values = (drawn(batch, kv_heads, capacity, dim, dtype=dtype) for _ in range(2))
         lengths = torch.randint(1, capacity + 1, (batch,), generator=generator, device=device)
         for row, length in enumerate(lengths.tolist()):
-            keys[row, length:], values[row, length:] = torch.nan, torch.nan
+            keys[row, :, length:], values[row, :, length:] = torch.nan, torch.nan
         return query, keys, values, lengths
 
     return make
@@ -88,9 +88,9 @@ def test_it_is_what_the_decoder_computes(layer, softcap):
 def test_what_does_not_fit_is_refused_in_words(change, told):
     dtype = change.get("dtype", torch.float32)
     query = torch.zeros(2, change.get("heads", 4), change.get("dim", 8), dtype=dtype)
-    stored = torch.zeros(2, 6, 2, 8)
+    stored = torch.zeros(2, 2, 6, 8)
     if "layout" in change:
-        stored = torch.zeros(2, 2, 6, 8).transpose(1, 2)
+        stored = torch.zeros(2, 6, 2, 8).transpose(1, 2)
     lengths = change.get("lengths", torch.tensor([1, 6]))
     with pytest.raises(ValueError, match=told):
         decode_attention(query, stored, stored, lengths, PLAIN, parts=change.get("parts"))

@@ -45,7 +45,7 @@ def test_a_windowed_layer_reads_what_its_window_reaches_however_long_the_text(
     seen = {None: 50 + NEW, WINDOW: WINDOW - 1 + NEW + reach}
     assert set(decoder.config.windows) == set(seen)
     for layer, window in enumerate(decoder.config.windows):
-        assert memory.extend(layer, kv, kv, window)[0].shape[1] == seen[window]
+        assert memory.extend(layer, kv, kv, window)[0].shape[2] == seen[window]
         mask = memory.mask(window)
         assert mask is not None
         assert mask.shape[-1] == seen[window]
@@ -64,7 +64,7 @@ def test_static_shapes_attend_to_the_same(decoder, lengths, window, is_long):
     usual = TextMemory(config, tokens, cache, decoder.dtype)
     positions = cache.positions(NEW).contiguous()
     group = config.n_heads // config.n_kv_heads
-    front = (cache.keys[0][:, :64], cache.values[0][:, :64])
+    front = (cache.keys[0][:, :, :64], cache.values[0][:, :, :64])
     rotation = cache.rotation_at(positions)
     static = StaticMemory(rotation, positions, *front, group, window, is_long)
     seen = []
@@ -73,5 +73,5 @@ def test_static_shapes_attend_to_the_same(decoder, lengths, window, is_long):
         mask = memory.mask(window)
         seen.append(attend(query, keys, values, mask, scale=0.3, softcap=config.attention_softcap))
     assert_close(*seen, rtol=0, atol=1e-12)
-    assert static.extend(0, kv, -kv, window)[0].shape[1] == (WINDOW - 1 + NEW if is_long else 64)
+    assert static.extend(0, kv, -kv, window)[0].shape[2] == (WINDOW - 1 + NEW if is_long else 64)
     assert_close(rotation(kv), usual.rotation(kv), rtol=0, atol=0)

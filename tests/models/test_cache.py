@@ -41,10 +41,10 @@ def prefilled(decoder: Decoder, tokens: torch.Tensor) -> KVCache:
 
 
 def held(cache: KVCache, row: int) -> torch.Tensor:
-    """The committed keys and values of a row: [layer, 2, length, kv_head, head_dim]."""
+    """The committed keys and values of a row: [layer, 2, kv_head, length, head_dim]."""
     length = cache.lengths[row]
     pairs = zip(cache.keys, cache.values, strict=True)
-    return torch.stack([torch.stack([k[row, :length], v[row, :length]]) for k, v in pairs])
+    return torch.stack([torch.stack([k[row, :, :length], v[row, :, :length]]) for k, v in pairs])
 
 
 def spoilt(tokens: torch.Tensor) -> torch.Tensor:

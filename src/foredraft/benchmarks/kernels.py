@@ -299,7 +299,7 @@ def _attention(
 
     def inputs(generator: torch.Generator, device: str) -> tuple[Tensor, ...]:
         place: dict[str, Any] = {"dtype": dtype, "device": device, "generator": generator}
-        stored = (batch, seen, kv_heads, head_dim)
+        stored = (batch, kv_heads, seen, head_dim)
         return (
             torch.randn((batch, n_heads, head_dim), **place),
             torch.randn(stored, **place),

@@ -22,7 +22,7 @@ Mask = Float[Tensor, "rows 1 folded seen"]
 
 Heads = Float[Tensor, "batch new head head_dim"]
 NewKVHeads = Float[Tensor, "batch new kv_head head_dim"]
-KVHeads = Float[Tensor, "batch seen kv_head head_dim"]
+KVHeads = Float[Tensor, "batch kv_head seen head_dim"]
 
 
 @runtime_checkable
@@ -99,10 +99,10 @@ class TextMemory:
     ) -> tuple[KVHeads, KVHeads]:
         """Write them to the cache, if there is one, and give the span of it that matters."""
         if self.cache is None:
-            return keys, values
+            return keys.transpose(1, 2), values.transpose(1, 2)
         self.cache.write(layer, self._slots, keys, values)
         start, stop = self._span(window)
-        return self.cache.keys[layer][:, start:stop], self.cache.values[layer][:, start:stop]
+        return self.cache.keys[layer][:, :, start:stop], self.cache.values[layer][:, :, start:stop]
 
     def is_plainly_causal(self, window: int | None) -> bool:
         """Whether there is no text before, and no window that any query would look beyond."""
@@ -157,13 +157,14 @@ class StaticMemory:
         self, layer: int, keys: NewKVHeads, values: NewKVHeads, window: int | None
     ) -> tuple[KVHeads, KVHeads]:
         """Write them to the storage, and give all its front, or what the window can reach."""
-        rows = self._rows()
-        self.keys.index_put_((rows, self.positions), keys)
-        self.values.index_put_((rows, self.positions), values)
+        rows, heads = self._rows_and_heads()
+        at = (rows, heads, self.positions[:, None])
+        self.keys.index_put_(at, keys.transpose(1, 2))
+        self.values.index_put_(at, values.transpose(1, 2))
         if not self.is_long:
             return self.keys, self.values
-        places = self._seen(window).clamp(min=0)
-        return self.keys[rows, places], self.values[rows, places]
+        places = self._seen(window).clamp(min=0)[:, None]
+        return self.keys[rows, heads, places], self.values[rows, heads, places]
 
     def is_plainly_causal(self, window: int | None) -> bool:
         """Say no: one rule serves all steps."""
@@ -179,13 +180,16 @@ class StaticMemory:
         mask = torch.zeros(visible.shape, dtype=self.keys.dtype, device=visible.device)
         return mask.masked_fill(~visible, -torch.inf).repeat(1, 1, self.group, 1)
 
-    def _rows(self) -> Int[Tensor, "batch 1"]:
-        return torch.arange(len(self.keys), device=self.keys.device)[:, None]
+    def _rows_and_heads(self) -> tuple[Int[Tensor, "batch 1 1"], Int[Tensor, "kv_head 1"]]:
+        """Number both, to be broadcast with positions."""
+        device = self.keys.device
+        rows = torch.arange(self.keys.shape[0], device=device)[:, None, None]
+        return rows, torch.arange(self.keys.shape[1], device=device)[:, None]
 
     def _seen(self, window: int | None) -> Int[Tensor, "rows seen"]:
         """Number the positions that `extend` gives; those before the text are negative."""
         if window is None or not self.is_long:
-            return torch.arange(self.keys.shape[1], device=self.keys.device)[None]
+            return torch.arange(self.keys.shape[2], device=self.keys.device)[None]
         reach = torch.arange(window - 1 + self.positions.shape[1], device=self.keys.device)
         return self.positions[:, :1] - window + 1 + reach
 
@@ -205,11 +209,10 @@ def attend(
     repeating keys and values.
     """
     batch, n_new, n_heads, head_dim = query.shape
-    n_kv_heads = keys.shape[2]
+    n_kv_heads = keys.shape[1]
     group = n_heads // n_kv_heads
     folded = query.view(batch, n_new, n_kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
     folded = folded.reshape(batch, n_kv_heads, group * n_new, head_dim)
-    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
     if softcap is None:
         mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
     else:
@@ -223,12 +226,7 @@ def attend_causally(
 ) -> Float[Tensor, "batch new query_size"]:
     """Attend within one block of tokens, each to itself and those before it; no mask is built."""
     mixed = F.scaled_dot_product_attention(
-        query.transpose(1, 2),
-        keys.transpose(1, 2),
-        values.transpose(1, 2),
-        is_causal=True,
-        scale=scale,
-        enable_gqa=True,
+        query.transpose(1, 2), keys, values, is_causal=True, scale=scale, enable_gqa=True
     )
     return mixed.transpose(1, 2).flatten(2)
 

@@ -39,7 +39,7 @@ def sent(numbers: Sequence[int], device: torch.device) -> Int[Tensor, " numbers"
 class Storage:
     """What a cache holds: keys and values by layer, and the CUDA graphs captured on them.
 
-    A tensor of either has shape [batch, slots, kv_head, head_dim].
+    A tensor of either has shape [batch, kv_head, slots, head_dim]: what a head reads lies together.
     """
 
     keys: list[Tensor]
@@ -56,7 +56,7 @@ class Storage:
         homes: Sequence[torch.device],
     ) -> "Storage":
         """Allocate, each layer's where its home is."""
-        shape = (batch, slots, config.n_kv_heads, config.head_dim)
+        shape = (batch, config.n_kv_heads, slots, config.head_dim)
         keys, values = (
             [torch.zeros(shape, dtype=dtype, device=home) for home in homes] for _ in range(2)
         )
@@ -67,7 +67,7 @@ class Storage:
 class KVCache:
     """Keys and values of every layer, for a batch of rows that advance independently.
 
-    `keys[layer]` and `values[layer]` have shape [batch, capacity, kv_head, head_dim]. `lengths` are
+    `keys[layer]` and `values[layer]` have shape [batch, kv_head, capacity, head_dim]. `lengths` are
     the committed lengths, one a row, known on the host so that nothing has to ask the device.
     """
 
@@ -103,7 +103,8 @@ class KVCache:
         self.capacity = slots
         self._places = torch.arange(slots, device=device)
         self.table = config.rotation(self._places, dtype)
-        self._row_starts = torch.arange(batch, device=device)[:, None] * slots
+        starts = torch.arange(batch * config.n_kv_heads, device=device) * slots
+        self._starts = starts.view(batch, config.n_kv_heads, 1)
         self._set_lengths([0] * batch)
 
     @property
@@ -137,7 +138,7 @@ class KVCache:
         self.values = [values[index.to(values.device)] for values in self.values]
         self.graphs = {}
         self._flatten()
-        self._row_starts = self._row_starts[: len(rows)]
+        self._starts = self._starts[: len(rows)]
         self._set_lengths([self.lengths[row] for row in rows])
 
     def positions(self, n_new: int) -> Int[Tensor, "batch new"]:
@@ -169,12 +170,14 @@ class KVCache:
         size = fitting(self.longest + n_new)
         if size not in self._fronts:
             pairs = zip(self.keys, self.values, strict=True)
-            self._fronts[size] = [(keys[:, :size], values[:, :size]) for keys, values in pairs]
+            self._fronts[size] = [
+                (keys[:, :, :size], values[:, :, :size]) for keys, values in pairs
+            ]
         return self._fronts[size]
 
     def slots(self, positions: Int[Tensor, "batch new"]) -> Int[Tensor, " slots"]:
-        """Say where these positions of the rows lie in storage, for `write`."""
-        return (self._row_starts + positions).flatten()
+        """Say where these positions of the rows lie in storage, head by head, for `write`."""
+        return (self._starts + positions[:, None]).flatten()
 
     def write(
         self,
@@ -185,13 +188,13 @@ class KVCache:
     ) -> None:
         """Store the keys and values of one layer."""
         flat_keys, flat_values = self._flat[layer]
-        flat_keys.index_copy_(0, slots, keys.flatten(0, 1))
-        flat_values.index_copy_(0, slots, values.flatten(0, 1))
+        flat_keys.index_copy_(0, slots, keys.transpose(1, 2).flatten(0, 2))
+        flat_values.index_copy_(0, slots, values.transpose(1, 2).flatten(0, 2))
 
     def _flatten(self) -> None:
-        """View each layer's storage as one run of slots, row after row, for `write`."""
+        """View each layer's storage as one run of slots, head after head, for `write`."""
         pairs = zip(self.keys, self.values, strict=True)
-        self._flat = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in pairs]
+        self._flat = [(keys.flatten(0, 2), values.flatten(0, 2)) for keys, values in pairs]
         self._fronts: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def _one_a_row(self, numbers: int | Sequence[int]) -> Sequence[int]:

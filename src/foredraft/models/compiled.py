@@ -143,23 +143,30 @@ class CompiledSteps:
     def part(self, part: Part, layer: nn.Module, hidden: Hidden, memory: StaticMemory) -> Hidden:
         """Run a part of a layer, compiled."""
         (batch, n_new), keys = hidden.shape[:2], memory.keys
-        is_whole = keys.stride(0) == keys.shape[1] * keys.stride(1)
+        is_whole = keys.stride(1) == keys.shape[2] * keys.stride(2)
         kind = (memory.window, memory.is_long, batch == 1, n_new == 1, batch == n_new, is_whole)
         rotation = memory.rotation
-        sized = (hidden, memory.positions, rotation.cos, rotation.sin, keys, memory.values)
-        return self._graph(part, kind, sized)(layer, hidden, memory)
+        sized = (hidden, memory.positions, rotation.cos, rotation.sin)
+        stored = (keys, memory.values)
+        return self._graph(part, kind, sized, stored)(layer, hidden, memory)
 
     def _graph(
-        self, function: Callable[..., Tensor], kind: tuple[object, ...], sized: tuple[Tensor, ...]
+        self,
+        function: Callable[..., Tensor],
+        kind: tuple[object, ...],
+        sized: tuple[Tensor, ...],
+        stored: tuple[Tensor, ...] = (),
     ) -> Callable[..., Tensor]:
         """Give the graph of a function for one kind of input.
 
-        The first two sizes of each input are symbols in it, but for those that are 1.
+        The first two sizes of `sized` are symbols in it, but for those that are 1, and of keys and
+        values, `stored`, rows and slots.
         """
         key = (function, *kind)
         if key not in self._graphs:
-            for tensor in sized:
-                for dimension in range(tensor.dim() - 1)[:2]:
+            varied = [(tensor, range(tensor.dim() - 1)[:2]) for tensor in sized]
+            for tensor, dimensions in [*varied, *((tensor, (0, 2)) for tensor in stored)]:
+                for dimension in dimensions:
                     torch._dynamo.maybe_mark_dynamic(tensor, dimension)
             settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True}
             self._graphs[key] = torch.compile(function, **settings)
@@ -181,7 +188,7 @@ class _Pass:
     ) -> None:
         self.steps, self.decoder, self.cache, self.plan = steps, decoder, cache, plan
         self.is_begun, self.front = is_begun, cache.front(n_new)
-        self.key = (n_new, self.front[0][0].shape[1], plan, is_begun)
+        self.key = (n_new, self.front[0][0].shape[2], plan, is_begun)
 
     def __call__(self, given: Tokens | Hidden, positions: Int[Tensor, "batch new"]) -> Hidden:
         hidden = given if self.is_begun else self.decoder.embedded(given)
@@ -192,7 +199,7 @@ class _Pass:
         for index, (layer, window, (keys, values)) in enumerate(layers):
             part = _part(self.plan, index)
             if part is not None:
-                is_long = window is not None and keys.shape[1] > 2 * (window + LONGEST)
+                is_long = window is not None and keys.shape[2] > 2 * (window + LONGEST)
                 memory = StaticMemory(rotation, positions, keys, values, group, window, is_long)
                 hidden = self.steps.part(part, layer, hidden, memory)
         return hidden

@@ -193,11 +193,11 @@ class _Band:
         self, layer: int, keys: NewKVHeads, values: NewKVHeads, window: int | None
     ) -> tuple[KVHeads, KVHeads]:
         """Give the whole model's, then those of each pass so far."""
-        self.passes[layer].append((keys, values))
+        self.passes[layer].append((keys.transpose(1, 2), values.transpose(1, 2)))
         all_keys, all_values = zip(
             (self.cache.keys[layer], self.cache.values[layer]), *self.passes[layer], strict=True
         )
-        return torch.cat(all_keys, 1), torch.cat(all_values, 1)
+        return torch.cat(all_keys, 2), torch.cat(all_values, 2)
 
     def is_plainly_causal(self, window: int | None) -> bool:
         """No: each token sees what different passes gave others."""
