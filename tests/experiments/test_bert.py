@@ -25,6 +25,7 @@ from foredraft.models.bert import Bert, BertForPretraining
 from foredraft.models.bert_config import BertConfig
 from foredraft.training.docstrings import Docstring, Docstrings
 from foredraft.training.mlm import Masking, Passage
+from foredraft.training.pocket_bert import rows_of
 from foredraft.training.wordpiece import MASK, read_wordpiece, train_wordpiece, wrapped
 from tests.experiments.conftest import cached, only
 
@@ -92,7 +93,7 @@ def both(folder, batch) -> list[Pieces]:
 
 @pytest.fixture(scope="module")
 def passages(folder) -> list[Passage]:
-    rows = masking.rows_of(FOUND.train, read_wordpiece(folder), Masking(), length=64, seed=0)
+    rows = rows_of(FOUND.train, read_wordpiece(folder), Masking(), length=64, seed=0)
     return list(rows.passages)
 
 

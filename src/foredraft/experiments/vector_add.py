@@ -17,6 +17,7 @@ from foredraft.kernels import rms_norm, sample_tokens, verify_drafts
 from foredraft.kernels.compiled import MODULES, Compiled, Request, compile_specimens
 from foredraft.kernels.environment import VARIABLE, is_interpreted
 from foredraft.kernels.vector_add import Launch, add_block, bytes_moved, reference, vector_add
+from foredraft.live import steps
 from foredraft.params import VectorAdd
 from foredraft.results import Claim
 from foredraft.sampling import Sampler
@@ -364,12 +365,13 @@ def sampled_law(params: VectorAdd) -> pd.DataFrame:
     logits = torch.randn((1, params.vocab), generator=generator)
     shares = _evenly(params.draws)[None]
     rows = []
-    for name, filters in {
+    tried = {
         "temperature": sample_tokens.Filters(0.7),
         "top-k": sample_tokens.Filters(1.0, top_k=3),
         "top-p": sample_tokens.Filters(1.0, top_p=0.8),
         "all": sample_tokens.Filters(0.9, top_k=6, top_p=0.95, min_p=0.05),
-    }.items():
+    }
+    for name, filters in steps(tried.items(), "filters"):
         expected = _law(logits[0], filters)
         tokens = sample_tokens.pick_tokens(logits, filters, shares)[0]
         found = tokens.bincount(minlength=params.vocab) / params.draws

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from foredraft.intervals import wilson
+from foredraft.live import steps
 from foredraft.models.bert import Bert
 from foredraft.models.padding import mean_pool
 from foredraft.training.docstrings import Docstring, words
@@ -194,7 +195,7 @@ def fine_tuned(
     )
     generator = torch.Generator().manual_seed(tuning.seed)
     losses = []
-    for step in range(tuning.steps):
+    for step in steps(range(tuning.steps), "steps of fine-tuning"):
         for group in optimizer.param_groups:
             group["lr"] = tuning.peak_learning_rate * _rate_share(step, tuning.steps)
         picks = torch.randperm(len(search.questions), generator=generator)[: tuning.pairs].tolist()
