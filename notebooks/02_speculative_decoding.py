@@ -39,6 +39,7 @@ lengths = None  # those compared in sections 5 to 7
 temperatures = None
 verification = None  # "token" or "block"
 n_prompts = None
+prompts_file = None  # your own: one JSON object a line, such as {"text": "def fib(n):"}; a path from the repository's root
 max_new_tokens = None
 dtype = None
 seed = None
@@ -70,6 +71,7 @@ overrides = {
     "temperatures": temperatures,
     "verification": verification,
     "n_prompts": n_prompts,
+    "prompts_file": prompts_file,
     "max_new_tokens": max_new_tokens,
     "dtype": dtype,
     "seed": seed,
@@ -81,7 +83,7 @@ made_from = stamp(
     params.model_dump(mode="json"),
     [
         paths.notebook("speculative_decoding"),
-        paths.prompts("pocket"),
+        experiment.prompt_file(params),
         *paths.weights(params.model),
         *paths.weights(params.draft_model),
         *paths.recordings("speculative_decoding"),
@@ -180,7 +182,8 @@ display(Markdown(f"p-value against p: **{right:.2f}**; against the wrong law: **
 # ## 3 · Two real models
 #
 # A target and a draft model with the same tokenizer, and something to continue: places in code of several kinds,
-# from a package that neither pocket model has seen; or, for a published pair, a question in its chat template.
+# from a package that neither pocket model has seen; or, for a published pair, a question in its chat template; or your
+# own prompts, from `prompts_file`.
 
 # %%
 pair = experiment.load_pair(params)

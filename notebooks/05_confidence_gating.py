@@ -211,7 +211,7 @@ order = sorted(pairs, key=lambda pair: pair != main)
 auc = pd.concat(
     [
         experiment.discrimination(first_tokens[pair]).assign(drafter=pair[0], temperature=pair[1])
-        for pair in order
+        for pair in steps(order, "bootstraps")
     ],
     ignore_index=True,
 )

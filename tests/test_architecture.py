@@ -52,6 +52,8 @@ MAY_IMPORT = {
     "citation": FLOOR | {"lock"},
     "lock": FLOOR,
     "origin": FLOOR,
+    "readme": FLOOR,
+    "stages": FLOOR,
 }
 """The layers that each layer may import besides itself; `cli`, at the top, may import all."""
 

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 import foredraft as fd
-from foredraft import cli, params, paths, recording, results, runner
+from foredraft import cli, params, paths, recording, results, runner, stages
 from foredraft.articles import ARTICLES
 from foredraft.benchmarks import roofline
 from foredraft.experiments import plan_search
@@ -92,9 +92,10 @@ def test_parameters_are_yaml(foredraft, ran, tmp_path):
         (("run", "samplin"), "error: unknown article 'samplin': did you mean 'sampling'?"),
         (("run", "sampling", "-p", "seed"), "error: parameter 'seed' is not name=value"),
         (("run", "sampling", "-p", "seed=[1"), "the value is not YAML"),
+        (("bench", "decod"), "error: unknown benchmark 'decod': did you mean 'decode'?"),
         (
-            ("bench", "samplin"),
-            "error: unknown benchmark 'samplin on cpu': did you mean 'sampling on cpu'?",
+            ("bench", "sampling", "--device", "cuda"),
+            "error: unknown benchmark 'sampling on cuda': did you mean 'sampling on cpu'?",
         ),
     ],
 )
@@ -253,6 +254,7 @@ def test_self_drafting_is_benched_by_name_with_the_ratios_asked_for(foredraft, m
 
 def test_sync_writes_what_is_missing_and_says_so(foredraft, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(stages, "ARTICLES", ())
     (tmp_path / "01_x.py").write_text("# %%\n1\n")
     assert "01_x.ipynb" in foredraft("sync")[2]
     assert foredraft("sync")[2] == ""

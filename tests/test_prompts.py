@@ -10,7 +10,14 @@ import pytest
 from tokenizers import Tokenizer
 
 from foredraft import paths
-from foredraft.prompts import CHAT_KINDS, CODE_KINDS, chat_prompts, code_prompts
+from foredraft.prompts import (
+    CHAT_KINDS,
+    CODE_KINDS,
+    OwnPrompt,
+    chat_prompts,
+    code_prompts,
+    own_prompts,
+)
 from foredraft.training import corpus
 
 CODE = code_prompts()
@@ -201,3 +208,30 @@ def test_a_turn_that_is_no_text_is_refused(folder):
     (folder / "chat.jsonl").write_text(record("chat", turns=["?", 1]), encoding="utf-8")
     with pytest.raises(ValueError, match=r"chat\.jsonl, line 1: turns\.1: .* valid string"):
         chat_prompts()
+
+
+def test_own_prompts_are_all_lines_of_a_file_wherever_it_lies(tmp_path, monkeypatch):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"text": "a"}\n{"text": "why?", "kind": "question", "chat": true}\n')
+    expected = [OwnPrompt("a"), OwnPrompt("why?", "question", True)]
+    assert own_prompts(str(file)) == expected
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    assert own_prompts("mine.jsonl") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, r"no file of prompts .*mine\.jsonl, which would hold one JSON object a line"),
+        ("", "is empty: write one JSON object a line"),
+        ('{"text": ""}\n', r"line 1: text: .*at least 1 character"),
+        ('{"text": "a"}\n{"turns": ["a"]}\n', "line 2: "),
+        ("def fib(n):\n", "line 1: the line: "),
+    ],
+)
+def test_a_file_of_own_prompts_that_is_none_is_refused(tmp_path, content, told):
+    file = tmp_path / "mine.jsonl"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=told):
+        own_prompts(str(file))

@@ -4,9 +4,12 @@ The README must have, in this form:
 
 * an article table, a row an article, whose cells link to the notebook, the module and a figure:
 
-      | # | article | notebook | module | figure |
-      |---|---|---|---|---|
+      | # | article | notebook | module | figure | headline |
+      |---|---|---|---|---|---|
       | 01 | From logits to a token | [01_sampling](notebooks/...) | [`sampling`](src/...) | ... |
+
+* numbers: the text of a link to `data/results/<article>.json#key` is that value, as `foredraft
+  results` writes it; every row of the article table has one
 
 * an annotated tree: the one fenced block whose first line is `foredraft/`. A line is two spaces a
   level, a name (folders end in `/`), and after two spaces or more what it is. Names may be joined
@@ -25,11 +28,14 @@ import inspect
 import re
 import subprocess
 
+import pandas as pd
 import pytest
 
-from foredraft import paths
+from foredraft import paths, results
 from foredraft.articles import ARTICLES
 from foredraft.cli import app
+from foredraft.provenance import Stamp
+from foredraft.readme import filled, write
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
@@ -87,6 +93,40 @@ def test_every_article_has_a_row_that_links_notebook_module_and_figure(article):
     assert f"notebooks/{article.stem}.ipynb" in links
     assert f"src/foredraft/experiments/{article.slug}.py" in links
     assert any(link.startswith(f"figures/{article.slug}/") for link in links)
+    assert any(link.startswith(f"{paths.cited(article.slug)}#") for link in links)
+
+
+def test_every_number_is_that_of_the_results():
+    assert filled(README, results.findings()) == README, "run `foredraft results`"
+
+
+@pytest.fixture
+def found(outputs):
+    stamp = Stamp(what="sampling", params={}, inputs={}, versions={})
+    claim = results.Claim("cold", "cold is sharp", "entropy.cold", n=5, spread=0.01)
+    values = {"entropy": {"cold": 0.123456, "hot": 2.5}}
+    results.write("sampling", pd.DataFrame({"x": [1]}), values, [claim], stamp)
+    return results.findings()
+
+
+def test_a_linked_value_is_filled_in_as_the_page_of_results_has_it(found, outputs):
+    file = paths.cited("sampling")
+    before = f"[?]({file}#entropy.cold), [old]({file}#entropy.hot), [9](data/results/bert.json#a)"
+    (outputs / "README.md").write_text(before)
+    write(found)
+    after = (outputs / "README.md").read_text()
+    values = f"[0.1235 ± 0.01]({file}#entropy.cold), [2.5]({file}#entropy.hot)"
+    assert after == f"{values}, [9](data/results/bert.json#a)"
+
+
+def test_a_link_to_a_value_that_is_not_there_is_refused(found):
+    with pytest.raises(ValueError, match=r"links to 'entropy\.cool': did you mean 'entropy\.cold'"):
+        filled(f"[1]({paths.cited('sampling')}#entropy.cool)", found)
+
+
+def test_without_a_page_none_is_written(found, outputs):
+    write(found)
+    assert not (outputs / "README.md").exists()
 
 
 def test_every_local_link_leads_somewhere():

@@ -252,6 +252,41 @@ def test_the_claims_that_move_are_drawn_unless_others_are_asked_for(run, tmp_pat
         shown(table, ["name"])
 
 
+def test_a_key_that_nothing_known_has_is_refused_before_points_are_made(foredraft, run, tmp_path):
+    words = ("-p", "length=1,2", "--out", str(tmp_path / "s"))
+    code, _, err = foredraft(*words, "--show", "acceptance.men")
+    assert code == 2
+    assert "did you mean 'acceptance.mean'" in err
+    assert "run them without --show: the points are kept" in err
+    code, _, err = foredraft(*words, "--show", "speedup_greedy.strategy")
+    assert code == 2
+    assert "'draft model', no number" in err
+    assert not run.lengths
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_key_that_only_these_settings_give_is_drawn_once_a_point_is_done(
+    foredraft, run, tmp_path
+):
+    words = ("-p", "length=1,2", "--out", str(tmp_path / "s"))
+    assert foredraft(*words, "--show", "twice")[0] == 2
+    assert foredraft(*words)[0] == 0
+    assert foredraft(*words, "--show", "twice")[0] == 0
+    assert run.lengths == (1, 2)
+
+
+def test_without_results_to_go_by_every_key_may_be_right(foredraft, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        results,
+        "read",
+        lambda slug, below=None, read=results.read: (
+            None if below == paths.ROOT else read(slug, below)
+        ),
+    )
+    words = ("-p", "length=1,2", "--out", str(tmp_path / "s"))
+    assert foredraft(*words, "--show", "twice")[0] == 0
+
+
 @pytest.mark.parametrize(
     "axes",
     [

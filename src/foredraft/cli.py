@@ -82,7 +82,8 @@ FORMATS = ("text", "bibtex", "json")
 Slug = Annotated[
     str,
     typer.Argument(
-        help="The article, such as sampling.",
+        metavar="ARTICLE",
+        help="Such as sampling.",
         autocompletion=lambda: [each.slug for each in ARTICLES],
     ),
 ]
@@ -155,6 +156,7 @@ def sweep(  # noqa: PLR0913 - one option a knob
     from foredraft.sweep.engines import Local, Ray
     from foredraft.sweep.grid import grid, rows
     from foredraft.sweep.point import points
+    from foredraft.sweep.table import report, require_known
 
     folder = (out or paths.sweeps(slug)).absolute()
     planned = points(slug, grid(parameter or [], rows(csv) if csv else ({},)), folder)
@@ -163,12 +165,11 @@ def sweep(  # noqa: PLR0913 - one option a knob
     if address is not None and engine != "ray":
         raise ValueError(f"--address {address} is that of a Ray cluster: add --engine ray")
     maker = Ray(jobs=jobs, address=address) if engine == "ray" else Local(jobs=jobs)
+    require_known(show or [], planned)
     errors = {} if dry_run else _make(planned, maker)
     done = [point for point in planned if point.is_done()]
     files: list[Path] = []
     if done and not dry_run:
-        from foredraft.sweep.table import report
-
         files = report(done, folder, show or [])
     if as_json:
         told = [
@@ -214,10 +215,10 @@ def _make(planned: "Sequence[Point]", engine: "Engine") -> dict[Path, str]:
 
 @app.command()
 def sync() -> None:
-    """Write each notebook's .ipynb twin, without outputs, from its .py."""
-    from foredraft import pairs, paths
+    """Write each notebook's .ipynb twin, and in dvc.yaml the modules it imports, from its .py."""
+    from foredraft import pairs, paths, stages
 
-    for path in pairs.sync():
+    for path in [*pairs.sync(), *stages.sync()]:
         _progress.print(f"✓ {paths.label(path)}")
 
 
@@ -265,12 +266,14 @@ def trace(
 
 @app.command()
 def results(as_json: AsJson = False) -> None:
-    """Write RESULTS.md and figures/results.tex from the results on disk, and show the claims."""
+    """Write RESULTS.md, results.tex and README's numbers from the results on disk; show claims."""
     from dataclasses import asdict
 
+    from foredraft import readme
     from foredraft.results import ours, publish, shown
 
     published = publish()
+    readme.write(published)
     if as_json:
         _print_json([asdict(found) | {"file": found.file} for found in published])
         return
@@ -554,6 +557,9 @@ def bench(
     name = f"{name} --self" if itself else name or OVERVIEW
     slug = BENCHMARKS.get(name, name)
     apart = _apart()
+    offered = {*BENCHMARKS, *apart, *(article for article, _ in _benchmarks())}
+    if name not in offered:
+        raise unknown("benchmark", name, offered)
     measure = (
         partial(apart[slug], device=device, report=_progress.print)
         if slug in apart

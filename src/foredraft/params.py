@@ -54,7 +54,10 @@ class Sampling(Section):
 
 
 class SpeculativeDecoding(Section):
-    """Article 02; `questions`, if there are any, take the place of the code prompts."""
+    """Article 02; `questions`, if there are any, take the place of the code prompts.
+
+    All prompts of `prompts_file`, if there is one, take the place of both.
+    """
 
     model: str
     draft_model: str
@@ -68,6 +71,7 @@ class SpeculativeDecoding(Section):
     temperatures: tuple[Temperature, ...]
     kinds: tuple[str, ...]
     questions: tuple[str, ...]
+    prompts_file: str | None
     n_prompts: Count
     samples: Count
     max_new_tokens: Annotated[int, Field(ge=2)]
@@ -322,6 +326,8 @@ def _told(slug: str, error: Any) -> str:
     if error["type"] == "missing":
         return f"parameter {slug}.{key} is missing; params.yaml must give it"
     wanted = error["msg"].removeprefix("Input should be ")
+    if error["type"] == "tuple_type":
+        wanted = f"a list, such as [{error['input']}]"
     return f"parameter {slug}.{key}: {error['input']!r} is not allowed; it must be {wanted}"
 
 

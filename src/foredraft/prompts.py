@@ -1,4 +1,4 @@
-"""Prompts: places in code that pocket models continue, and chats that published models answer.
+"""Prompts: code that pocket models continue, chats that published models answer, and your own.
 
 The code is that of a package which training held out. Only the place and the digest of a span are
 kept here; its text is read from the installed package, so that no foreign text is shipped.
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from operator import itemgetter
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from foredraft import paths
 from foredraft.hints import unknown
@@ -25,6 +25,8 @@ ChatKind = Literal[
 CODE_KINDS: tuple[str, ...] = get_args(CodeKind)
 CHAT_KINDS: tuple[str, ...] = get_args(ChatKind)
 STRICT = ConfigDict(extra="forbid", strict=True)
+FORM = 'one JSON object a line, such as {"text": "def fib(n):"}'
+"""How a file of own prompts is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,19 @@ class ChatPrompt:
     turns: tuple[str, ...]
 
 
-Prompt = TypeVar("Prompt", CodePrompt, ChatPrompt)
+@dataclass(frozen=True, slots=True)
+class OwnPrompt:
+    """A reader's own text; `chat` puts it into the model's chat template, `kind` groups it."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    text: Annotated[str, Field(min_length=1)]
+    kind: str = "own"
+    chat: bool = False
+
+
+Prompt = TypeVar("Prompt", CodePrompt, ChatPrompt, OwnPrompt)
+Chosen = TypeVar("Chosen", CodePrompt, ChatPrompt)
 
 
 def code_prompts(kinds: Iterable[str] | None = None, n: int | None = None) -> list[CodePrompt]:
@@ -93,6 +107,29 @@ def code_prompts(kinds: Iterable[str] | None = None, n: int | None = None) -> li
 def chat_prompts(kinds: Iterable[str] | None = None, n: int | None = None) -> list[ChatPrompt]:
     """Give the prompts of these kinds as `code_prompts` does."""
     return _select(_read(paths.prompts("chat"), ChatPrompt), kinds, n)
+
+
+def own_file(name: str) -> Path:
+    """A file of a reader's own prompts; a relative name counts from the repository's root.
+
+    ValueError if there is no such file.
+    """
+    path = paths.ROOT / Path(name).expanduser()
+    if not path.is_file():
+        raise ValueError(f"there is no file of prompts {path}, which would hold {FORM}")
+    return path
+
+
+def own_prompts(name: str) -> list[OwnPrompt]:
+    """Give all prompts of a reader's own file, one JSON object a line.
+
+    ValueError if there is no such file, if it has no line, or for a line of another form.
+    """
+    path = own_file(name)
+    found = _read(path, OwnPrompt)
+    if not found:
+        raise ValueError(f"the file of prompts {path} is empty: write {FORM}")
+    return found
 
 
 def _read(path: Path, kind: type[Prompt]) -> list[Prompt]:
@@ -109,8 +146,8 @@ def _read(path: Path, kind: type[Prompt]) -> list[Prompt]:
     return prompts
 
 
-def _select(prompts: list[Prompt], kinds: Iterable[str] | None, n: int | None) -> list[Prompt]:
-    shelves: dict[str, list[Prompt]] = {}
+def _select(prompts: list[Chosen], kinds: Iterable[str] | None, n: int | None) -> list[Chosen]:
+    shelves: dict[str, list[Chosen]] = {}
     for prompt in prompts:
         shelves.setdefault(prompt.kind, []).append(prompt)
     chosen = dict.fromkeys(shelves if kinds is None else kinds)

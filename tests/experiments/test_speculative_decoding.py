@@ -334,6 +334,19 @@ def test_its_question_is_put_in_the_chat_template_once_with_every_turn_s_mark_on
     assert (start, start) not in itertools.pairwise(prompt.ids)
 
 
+def test_a_readers_own_prompts_take_the_place_of_all_others(smollm2, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"text": "A"}\n{"text": "Why?", "kind": "question", "chat": true}\n')
+    mine = smollm2.model_copy(update={"prompts_file": str(file)})
+    tokenizer = experiment.load_pair(mine).tokenizer
+    plain, chat = experiment.prompts(tokenizer, mine)
+    assert plain == experiment.Prompt("own", tuple(tokenizer.encode("A")))
+    assert tokenizer.decode(chat.ids).endswith(
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert experiment.prompt_file(mine) == file
+
+
 def test_the_whole_article_runs_on_a_published_pair(smollm2):
     """As its notebook does, with the costs that the weights suggest."""
     pair = experiment.load_pair(smollm2)

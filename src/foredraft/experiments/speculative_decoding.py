@@ -8,6 +8,7 @@ prompt, or several samples where prompts are few.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from foredraft import paths
 from foredraft.decoding import theory
 from foredraft.decoding.draft import ModelDrafter
 from foredraft.decoding.exit import FixedLength
@@ -23,7 +25,7 @@ from foredraft.live import steps
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load, require_same_tokens
 from foredraft.params import SpeculativeDecoding
-from foredraft.prompts import code_prompts
+from foredraft.prompts import OwnPrompt, code_prompts, own_file, own_prompts
 from foredraft.results import Claim, notch
 from foredraft.sampling import Sampler
 from foredraft.types import Float, Tensor
@@ -106,11 +108,23 @@ def load_pair(params: SpeculativeDecoding, dtype: str | None = None) -> Pair:
 
 
 def prompts(tokenizer: PreTrainedTokenizerBase, params: SpeculativeDecoding) -> list[Prompt]:
-    """Give the questions in the model's chat template, or else code prompts, kind by kind."""
+    """Give the reader's own prompts; else the questions, as chats; else code, kind by kind."""
+    if params.prompts_file:
+        return [_own(tokenizer, each) for each in own_prompts(params.prompts_file)]
     if params.questions:
         return [Prompt("question", chat_ids(tokenizer, each)) for each in params.questions]
     found = code_prompts(params.kinds, params.n_prompts)
     return [Prompt(each.kind, tuple(tokenizer.encode(each.text()))) for each in found]
+
+
+def prompt_file(params: SpeculativeDecoding) -> Path:
+    """Name the file that prompts come from, unless they are questions."""
+    return own_file(params.prompts_file) if params.prompts_file else paths.prompts("pocket")
+
+
+def _own(tokenizer: PreTrainedTokenizerBase, prompt: OwnPrompt) -> Prompt:
+    ids = chat_ids(tokenizer, prompt.text) if prompt.chat else tokenizer.encode(prompt.text)
+    return Prompt(prompt.kind, tuple(ids))
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, ...]:
@@ -126,8 +140,8 @@ def chat_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, ..
 
 
 def ends(params: SpeculativeDecoding) -> list[int] | None:
-    """Let an answer end where the model ends it; code goes on to the full length, for equal n."""
-    return None if params.questions else []
+    """Let a text end where the model ends it; our code goes on to the full length, for equal n."""
+    return None if params.questions or params.prompts_file else []
 
 
 @final

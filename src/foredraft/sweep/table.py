@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from foredraft import figures, paths, provenance
+from foredraft import figures, paths, provenance, results
 from foredraft.environment import variable
 from foredraft.hints import unknown
 from foredraft.plots import sweep as plots
@@ -54,6 +54,25 @@ def shown(table: pd.DataFrame, asked: Sequence[str] = ()) -> list[str]:
     numbers = [key for key in claimed if key in _numbers(table)]
     moving = [key for key in numbers if table.loc[table["key"] == key, "value"].nunique() > 1]
     return list(asked) or moving or numbers
+
+
+def require_known(asked: Sequence[str], points: Sequence[Point]) -> None:
+    """Refuse unknown keys before points are made, by the article's results and finished points.
+
+    A key that only these settings give is known once one of them is done; without any results to
+    go by, every key may be right.
+    """
+    done = [point.findings() for point in points if asked and point.is_done()]
+    committed = results.read(points[0].slug, below=paths.ROOT) if asked else None
+    known = {k: v for found in [*done, committed] if found for k, v in found.values.items()}
+    for key in asked if known else ():
+        if key not in known:
+            raise ValueError(
+                f"{unknown('value to show', key, known)}. If only these settings give it, run them "
+                "without --show: the points are kept, and --show then finds it"
+            )
+        if type(known[key]) not in (int, float):
+            raise ValueError(f"value {key!r} is {known[key]!r}, no number; choose another to show")
 
 
 def report(points: Sequence[Point], folder: Path, asked: Sequence[str] = ()) -> list[Path]:

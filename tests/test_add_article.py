@@ -1,0 +1,105 @@
+"""README's example of a new article, followed to the letter in a copy of the repository."""
+
+import re
+import shutil
+import subprocess
+
+import nbformat
+import pytest
+import yaml
+
+from foredraft import paths
+from tests.checkout import Checkout
+
+SECTION = (
+    (paths.ROOT / "README.md")
+    .read_text(encoding="utf-8")
+    .partition("\n## To add an article\n")[2]
+    .partition("\n## ")[0]
+)
+STEP = re.compile(r"`([\w./]+)`(?:, (above|below) `([^`]+)`)?:\n\n```\w+\n(.*?)```", re.DOTALL)
+"""A file and its content; or what goes into one, above or below a line that is so or begins so."""
+
+COPIED = ("src/foredraft", "kernels", "notebooks", "data/results", "README.md", "dvc.yaml")
+COPIED += ("params.yaml", "CITATION.cff", "requirements.lock", "jupytext.toml", ".dvc/config")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    root = tmp_path_factory.mktemp("repository")
+    for name in COPIED:
+        source, target = paths.ROOT / name, root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    with Checkout(root) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def followed(copy):
+    """The copy, with every file written and every command given."""
+    for name, where, line, text in STEP.findall(SECTION):
+        file = copy.root / name
+        assert file.exists() == bool(where), f"{name} is new, or its lines have a place"
+        file.write_text(placed(file.read_text(), where, line, text) if where else text)
+    ((commands),) = re.findall(r"\nThen\n\n```\n(.*?)```", SECTION, re.DOTALL)
+    code, out, err = copy.run("bash", "-euc", commands)
+    assert code == 0, out + err
+    return copy
+
+
+def placed(file: str, where: str, line: str, text: str) -> str:
+    lines = file.splitlines(keepends=True)
+    equal = [i for i, each in enumerate(lines) if each.strip() == line]
+    (at,) = equal or [i for i, each in enumerate(lines) if each.strip().startswith(line)]
+    return "".join([*lines[: at + (where == "below")], text, *lines[at + (where == "below") :]])
+
+
+def test_the_notebook_is_executed_with_its_figure_and_results(followed):
+    executed = nbformat.read(followed.root / "figures" / "executed" / "09_rounds.ipynb", 4)
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    drawn = {path.name for path in (followed.root / "figures" / "rounds").iterdir()}
+    assert drawn == {"tokens.png", "tokens.svg", "tokens.pdf"}
+    assert (followed.root / "runs" / "rounds" / "data" / "results" / "rounds.json").is_file()
+
+
+def test_the_page_of_results_has_its_row_and_those_of_the_others(followed):
+    page = (followed.root / "RESULTS.md").read_text(encoding="utf-8")
+    before = (paths.ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    assert page.startswith(before)
+    (row,) = page.removeprefix(before).splitlines()
+    assert row.startswith("| Simulated tokens a round, from foretold ones |")
+    assert float(row.split("|")[3]) < 4, "standard errors; of five more than four: below 1 in 3000"
+
+
+def test_the_stage_is_valid_and_depends_on_all_that_the_notebook_imports(followed):
+    stage = yaml.safe_load((followed.root / "dvc.yaml").read_text())["stages"]["rounds"]
+    assert {"notebooks/09_rounds.py", "src/foredraft/experiments/rounds.py"} <= set(stage["deps"])
+    assert stage["deps"][-1] == "requirements.lock"
+    locked = yaml.safe_load((followed.root / "dvc.lock").read_text())["stages"]
+    assert [dep["path"] for dep in locked["rounds"]["deps"]] == sorted(stage["deps"])
+    assert locked["rounds"]["params"]["params.yaml"]["rounds"]["n_rounds"] == 10000
+    code, out, err = followed.run("dvc", "status", "rounds")
+    assert code == 0, err
+    assert "up to date" in out
+
+
+def test_its_value_can_be_cited(followed):
+    code, out, err = followed.run("foredraft", "cite", "data/results/rounds.json#largest_z")
+    assert code == 0, err
+    assert "stage rounds" in out
+
+
+def test_its_code_is_as_the_linters_want_it(followed):
+    files = ["src/foredraft/experiments/rounds.py", "src/foredraft/articles.py"]
+    files += ["src/foredraft/params.py", "notebooks/09_rounds.py"]
+    shutil.copy(paths.ROOT / "pyproject.toml", followed.root)
+    for words in (("check",), ("format", "--check")):
+        code, out, err = followed.run("ruff", *words, *files)
+        assert code == 0, out + err
