@@ -9,7 +9,7 @@ export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce check test lint types suite lab sync bench
+.PHONY: help setup reproduce check test lint types suite lab sync bench site
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,11 @@ sync: $(STAMP) ## write each notebook's .ipynb twin from its .py
 
 bench: $(STAMP) ## measure this machine: every benchmark briefly, ending in ratios
 	@foredraft bench
+
+site: $(STAMP) ## build the pages in build/site/html, which open without a server or network
+	@rm -rf build/site && mkdir -p build/site/pages
+	@sphinx-build -q -W --keep-going -j $(JOBS) -c site -d build/site/doctrees build/site/pages build/site/html
+	@echo "✓ build/site/html/index.html"
 
 # An environment whose folder was moved is made anew: its scripts know the old place.
 ifneq ($(shell cat $(STAMP) 2> /dev/null),$(CURDIR))
