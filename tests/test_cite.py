@@ -236,6 +236,7 @@ def test_a_downloaded_figure_is_traced_whatever_its_name(repository, tmp_path, e
 def test_results_tables_and_recordings_are_traced_too(repository):
     for file in (RESULT, "data/results/sampling.csv", "data/recorded/sampling.cpu.json"):
         found = trace(repository / file)
+        assert found.twin == file
         assert found.stamp.seed == 3
         told = found.text()
         assert "01 From logits to a token" in told

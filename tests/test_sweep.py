@@ -182,6 +182,24 @@ def test_what_was_made_from_other_sources_is_made_again(run, source, tmp_path):
     assert not (first.folder / "figures").exists(), "what an earlier run left is gone"
 
 
+@pytest.mark.parametrize("name", ["prompts_file", "model"])
+def test_a_file_elsewhere_that_a_parameter_names_is_looked_at_again(run, tmp_path, name):
+    """A reader's prompts; a reader's model, of whose folder every file counts."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    file = folder / "model.safetensors"
+    file.write_text("one")
+    named = folder if name == "model" else file
+    (point,) = planned(tmp_path / "sweep", "length=1", f"{name}={named}")
+    point.make()
+    assert point.is_done()
+    file.write_text("another")
+    assert not point.is_done()
+    assert str(file) in str(point.error())
+    point.make()
+    assert point.is_done()
+
+
 def test_what_was_changed_by_hand_is_made_again(run, tmp_path):
     (first,) = planned(tmp_path, "length=1")
     first.make()

@@ -152,5 +152,5 @@ def _twin(path: Path, article: Article) -> str | None:
 
 
 def _files(article: Article) -> Iterator[Path]:
-    for folder in (paths.figures(article.slug), paths.result_files()):
+    for folder in (paths.figures(article.slug), paths.result_files(), paths.RECORDED):
         yield from (path for path in sorted(folder.glob("*")) if path.is_file())

@@ -2,13 +2,14 @@
 
 The folder is named by a digest of all parameters. A point is done when its folder holds the marker
 `point.json`, which is written last; it carries the stamp of the results, so that what was made from
-other sources, weights or versions is made again.
+other sources, weights or versions is made again. Of files that lie elsewhere and that a parameter
+names, a reader's prompts or model, size and time of change are kept: to digest a model takes long.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -103,13 +104,38 @@ class Point:
         others = [name for name in versions if versions[name] != marked.stamp.versions.get(name)]
         if not self._result.is_file() or digest(self._result) != marked.content["results"]:
             others.append(paths.cited(self.slug))
+        named, now = marked.content.get("named", {}), self._named()
+        others += sorted(name for name in named | now if named.get(name) != now.get(name))
         return [*marked.stamp.changed_inputs(), *others]
+
+    def _named(self) -> dict[str, str]:
+        """The files that parameters name, or that lie in a folder they name, with their state."""
+        files: list[Path] = []
+        for value in _texts(self.params):
+            path = paths.ROOT / Path(value).expanduser()
+            files += [path] if path.is_file() else sorted(path.glob("*.*")) if path.is_dir() else []
+        states = ((path, path.stat()) for path in files if path.is_file())
+        return {str(path): f"{state.st_size} {state.st_mtime_ns}" for path, state in states}
 
     def _finish(self) -> None:
         if not self._result.is_file():
             raise ValueError(f"the notebook {self.slug} has left no {paths.cited(self.slug)}")
         content = {"parameters": self.params, "results": digest(self._result)}
+        content["named"] = self._named()
         write_json(self.marker, content, read_json(self._result).stamp)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings in parameters that may name a file: those with a slash or an ending."""
+    if isinstance(value, str):
+        if "/" in value or Path(value).suffix:
+            yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def points(slug: str, settings: list[Setting], below: Path) -> list[Point]:
