@@ -38,7 +38,7 @@ suite: $(STAMP)
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
 
-sync: $(STAMP) ## write each notebook's .ipynb twin from its .py
+sync: $(STAMP) ## write each notebook's .ipynb twin, and in dvc.yaml the modules it imports
 	@foredraft sync
 
 bench: $(STAMP) ## measure this machine: every benchmark briefly, ending in ratios

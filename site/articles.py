@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ SAVED = re.compile(r"figures\.save\([^\n]*?\"(\w+)\", \"(\w+)\"")
 """How a cell keeps the figure that it shows."""
 
 
-def page(article: Article, folder: Path) -> str:
-    """The article as Markdown; its pictures are written to a folder of its own below this one."""
+def page(article: Article, folder: Path, linked: Callable[[str], str]) -> str:
+    """The article as Markdown; its pictures are written to a folder of its own below this one.
+
+    Prose goes through `linked`; code and what it printed stay as they are.
+    """
     notebook = nbformat.read(paths.executed(article.slug), as_version=4)
-    return "\n\n".join(_pieces(notebook.cells, folder, article.stem)) + "\n"
+    return "\n\n".join(_pieces(notebook.cells, folder, article.stem, linked)) + "\n"
 
 
 def summary(text: str) -> str:
@@ -31,12 +34,14 @@ def summary(text: str) -> str:
     return " ".join(found[1].split())
 
 
-def _pieces(cells: list[Any], folder: Path, stem: str) -> Iterator[str]:
+def _pieces(
+    cells: list[Any], folder: Path, stem: str, linked: Callable[[str], str]
+) -> Iterator[str]:
     heading = ""
     for at, cell in enumerate(cells):
         if cell.cell_type == "markdown":
             heading = (re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE) or [heading])[-1]
-            yield cell.source
+            yield linked(cell.source)
             continue
         if cell.source:
             yield _block(cell.source, "python", "input")
@@ -50,14 +55,16 @@ def _pieces(cells: list[Any], folder: Path, stem: str) -> Iterator[str]:
                 write_bytes(folder / picture, base64.b64decode(output.data["image/png"]))
                 yield _opens_large(f"![{heading}](/{folder.name}/{picture})", cell.source)
             else:
-                yield _words(output.data)
+                yield _words(output.data, linked)
 
 
-def _words(data: Any) -> str:
+def _words(data: Any, linked: Callable[[str], str]) -> str:
     """A table, prose or text, whichever of them comes first."""
     if "text/html" in data:
         return f"```{{raw}} html\n{table(data['text/html'])}\n```"
-    return data.get("text/markdown") or _block(data["text/plain"], "text", "output")
+    if "text/markdown" in data:
+        return linked(data["text/markdown"])
+    return _block(data["text/plain"], "text", "output")
 
 
 def table(html: str) -> str:

@@ -54,11 +54,12 @@ def pages(site: Path) -> dict[str, str]:
         "models/index": models_page([card.parent.name for card in cards]),
         **reference.pages(),
     }
+
+    def linked(text: str) -> str:
+        return links.rewritten(text, paths.label(paths.NOTEBOOKS), shown.add)
+
     for each in ARTICLES:
-        text = links.rewritten(
-            articles.page(each, site / "articles"), paths.label(paths.NOTEBOOKS), shown.add
-        )
-        written[f"articles/{each.stem}"] = text
+        written[f"articles/{each.stem}"] = articles.page(each, site / "articles", linked)
     written["articles/index"] = articles_page(written)
     return written | {f"files/{path}": file_page(path) for path in sorted(shown)}
 
