@@ -200,6 +200,21 @@ def test_a_file_elsewhere_that_a_parameter_names_is_looked_at_again(run, tmp_pat
     assert point.is_done()
 
 
+def test_a_file_that_changes_while_a_point_is_made_leaves_it_undone(run, tmp_path, monkeypatch):
+    file = tmp_path / "mine.jsonl"
+    file.write_text("one")
+    (point,) = planned(tmp_path / "sweep", "length=1", f"prompts_file={file}")
+
+    def meanwhile(*args, **options) -> None:
+        run(*args, **options)
+        file.write_text("another")
+
+    monkeypatch.setattr(runner, "run", meanwhile)
+    point.make()
+    assert not point.is_done()
+    assert str(file) in str(point.error())
+
+
 def test_what_was_changed_by_hand_is_made_again(run, tmp_path):
     (first,) = planned(tmp_path, "length=1")
     first.make()

@@ -65,9 +65,10 @@ class Point:
             self.marker.unlink(missing_ok=True)
             for name in MADE:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
+            named = self._named()  # before it is read: what changes meanwhile shows afterwards
             try:
                 runner.run(self.slug, self.setting, out=self.folder)
-                self._finish()
+                self._finish(named)
             except (runner.NotebookError, ValueError) as error:
                 write_text(self._error, str(error))
 
@@ -117,11 +118,11 @@ class Point:
         states = ((path, path.stat()) for path in files if path.is_file())
         return {str(path): f"{state.st_size} {state.st_mtime_ns}" for path, state in states}
 
-    def _finish(self) -> None:
+    def _finish(self, named: Mapping[str, str]) -> None:
         if not self._result.is_file():
             raise ValueError(f"the notebook {self.slug} has left no {paths.cited(self.slug)}")
-        content = {"parameters": self.params, "results": digest(self._result)}
-        content["named"] = self._named()
+        results_digest = digest(self._result)
+        content = {"parameters": self.params, "results": results_digest, "named": named}
         write_json(self.marker, content, read_json(self._result).stamp)
 
 
