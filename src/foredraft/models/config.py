@@ -8,8 +8,10 @@ import torch
 from transformers import PretrainedConfig
 
 from foredraft.models.rotary import Llama3Scaling, Rotation, frequencies
+from foredraft.models.stated import StatedConfig
 from foredraft.types import Int, Tensor
 
+HfConfig = PretrainedConfig | StatedConfig
 Activation = Literal["silu", "gelu_tanh"]
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -91,8 +93,8 @@ class DecoderConfig:
         return Rotation.at(positions, rate, torch.promote_types(dtype, torch.float32))
 
     @classmethod
-    def from_hf(cls, config: PretrainedConfig) -> "DecoderConfig":
-        """Read a transformers configuration.
+    def from_hf(cls, config: HfConfig) -> "DecoderConfig":
+        """Read a transformers configuration, or a file that says as much.
 
         Raises ValueError for an architecture, activation or position encoding that the decoder
         does not have.
@@ -132,7 +134,7 @@ def token_ids(ids: object) -> tuple[int, ...]:
     return tokens
 
 
-def _common(config: PretrainedConfig) -> dict[str, Any]:
+def _common(config: HfConfig) -> dict[str, Any]:
     rope = config.rope_parameters
     return {
         "vocab_size": config.vocab_size,
@@ -141,7 +143,7 @@ def _common(config: PretrainedConfig) -> dict[str, Any]:
         "n_layers": config.num_hidden_layers,
         "n_heads": config.num_attention_heads,
         "n_kv_heads": config.num_key_value_heads,
-        "head_dim": config.to_dict().get("head_dim")
+        "head_dim": getattr(config, "head_dim", None)
         or config.hidden_size // config.num_attention_heads,
         "max_positions": config.max_position_embeddings,
         "rope_theta": float(rope["rope_theta"]),
@@ -153,7 +155,7 @@ def _common(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def _llama(config: PretrainedConfig) -> dict[str, Any]:
+def _llama(config: HfConfig) -> dict[str, Any]:
     return {
         "activation": _activation(config.hidden_act),
         "qkv_bias": config.attention_bias,
@@ -163,14 +165,14 @@ def _llama(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def _mistral(config: PretrainedConfig) -> dict[str, Any]:
+def _mistral(config: HfConfig) -> dict[str, Any]:
     return {
         "activation": _activation(config.hidden_act),
         "windows": (config.sliding_window,) * config.num_hidden_layers,
     }
 
 
-def _qwen2(config: PretrainedConfig) -> dict[str, Any]:
+def _qwen2(config: HfConfig) -> dict[str, Any]:
     return {
         "activation": _activation(config.hidden_act),
         "qkv_bias": True,
@@ -178,7 +180,7 @@ def _qwen2(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def _gemma2(config: PretrainedConfig) -> dict[str, Any]:
+def _gemma2(config: HfConfig) -> dict[str, Any]:
     if config.use_bidirectional_attention:
         raise ValueError("use_bidirectional_attention=True is no language model; load a causal one")
     return {
@@ -195,7 +197,7 @@ def _gemma2(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-_FAMILIES: dict[str, Callable[[PretrainedConfig], dict[str, Any]]] = {
+_FAMILIES: dict[str, Callable[[HfConfig], dict[str, Any]]] = {
     "llama": _llama,
     "mistral": _mistral,
     "qwen2": _qwen2,
@@ -203,7 +205,7 @@ _FAMILIES: dict[str, Callable[[PretrainedConfig], dict[str, Any]]] = {
 }
 
 
-def _windows(config: PretrainedConfig) -> tuple[int | None, ...]:
+def _windows(config: HfConfig) -> tuple[int | None, ...]:
     return tuple(
         config.sliding_window if kind == "sliding_attention" else None
         for kind in config.layer_types

@@ -31,10 +31,10 @@ from transformers import (
 
 from foredraft import paths
 from foredraft.files import write_bytes, write_text
-from foredraft.models.compiled import CompiledSteps
-from foredraft.models.config import DecoderConfig, check_architecture, token_ids
+from foredraft.models.config import DecoderConfig, HfConfig, check_architecture, token_ids
 from foredraft.models.decoder import Decoder
 from foredraft.models.placement import FILES, DeviceMap, Files, Placement
+from foredraft.models.stated import stated
 from foredraft.models.weights import checkpoint_tensors, decoder_tensors
 from foredraft.types import Tensor
 
@@ -59,7 +59,8 @@ def load(
 
     `name_or_path` is a pocket model's name, a folder in the Hugging Face format, or a hub id;
     `dtype` None keeps the checkpoint's precision. With `compile`, decoding steps are compiled when
-    they are first made, and on a GPU replayed as CUDA graphs (`foredraft.models.compiled`).
+    they are first made: on a GPU they are replayed as CUDA graphs (`foredraft.models.compiled`), on
+    a processor they are kept in files, with a copy of the weights (`foredraft.models.ahead`).
     `device_map` spreads a model over several devices, the host's memory and files, instead of
     putting it on `device`: "auto", or a home for each part (`foredraft.models.placement`).
 
@@ -74,8 +75,7 @@ def load(
         _refuse_beside_device_map(device, compile)
         return _placed(folder, config, dtype, device_map), tokenizer
     decoder = Decoder.from_tensors(config, _tensors(folder, config, device, dtype)).pack()
-    decoder.steps = CompiledSteps() if compile else None
-    return decoder, tokenizer
+    return (decoder.compile_steps() if compile else decoder), tokenizer
 
 
 def load_transformers(
@@ -155,19 +155,19 @@ def _download(hub_id: str) -> Path:
         ) from error
 
 
-def _hf_config(folder: Path) -> PretrainedConfig:
+def _hf_config(folder: Path) -> HfConfig:
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{file} is missing: a model folder needs config.json")
     fields = read_object(file)
     try:
         check_architecture(fields.get("model_type"))
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return stated(fields) or AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise ValueError(f"{file}: {error}") from error
 
 
-def _decoder_config(folder: Path, hf_config: PretrainedConfig) -> DecoderConfig:
+def _decoder_config(folder: Path, hf_config: HfConfig) -> DecoderConfig:
     """Read the architecture; which tokens end a text is the generation configuration's to say."""
     try:
         config = DecoderConfig.from_hf(hf_config)
