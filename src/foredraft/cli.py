@@ -539,8 +539,8 @@ def bench(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="roofline, bert, sampling, decode or kernels, or an article; without one, the "
-            "ratios of the first four, in minutes."
+            help="roofline, compiled, bert, sampling, decode or kernels, or an article; without "
+            "one, the ratios of all but the last, in minutes."
         ),
     ] = None,
     device: Device = "cpu",
@@ -552,7 +552,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure on this machine and show medians with least and most."""
-    from foredraft.benchmarks import decoding, roofline, self_drafting
+    from foredraft.benchmarks import compiled, decoding, roofline, self_drafting
 
     name = f"{name} --self" if itself else name or OVERVIEW
     slug = BENCHMARKS.get(name, name)
@@ -567,7 +567,7 @@ def bench(
     )
     frame = measure()
     asked = {"speculative_decoding": decoding.asked, "layer_skipping": self_drafting.asked}
-    asked["roofline"] = roofline.asked
+    asked |= {"roofline": roofline.asked, "compiled": compiled.asked}
     _print(frame.filter(_narrow(frame)))
     same = [name for name in ("n", *WHERE) if name in frame and len(set(frame[name])) == 1]
     _output.print(", ".join(f"{name} {frame[name].iloc[0]}" for name in same))
@@ -580,9 +580,13 @@ def bench(
 
 def _apart() -> dict[str, Callable[..., "DataFrame"]]:
     """What can be measured and is no article's; any of it on either device."""
-    from foredraft.benchmarks import overview, roofline
+    from foredraft.benchmarks import compiled, overview, roofline
 
-    return {OVERVIEW: overview.overview, "roofline": roofline.roofline_benchmark}
+    return {
+        OVERVIEW: overview.overview,
+        "roofline": roofline.roofline_benchmark,
+        "compiled": compiled.compiled_benchmark,
+    }
 
 
 def _keep(out: Path, slug: str, device: str, frame: "DataFrame") -> None:

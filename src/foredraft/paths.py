@@ -117,6 +117,11 @@ def training(name: str) -> Path:
     return CACHE / "training" / name
 
 
+def compiled_steps(key: str) -> Path:
+    """The folder of the compiled steps of a model, which a digest of all that makes them names."""
+    return CACHE / "steps" / key
+
+
 def searches(key: str) -> Path:
     """The folder where searches with some settings, which a digest names, keep their trials."""
     return CACHE / "search" / key

@@ -5,7 +5,7 @@ import pytest
 
 import foredraft as fd
 from foredraft.bench import Schedule
-from foredraft.benchmarks import bert, decoding, overview, roofline, self_drafting
+from foredraft.benchmarks import bert, compiled, decoding, overview, roofline, self_drafting
 from foredraft.benchmarks.overview import ENDS, EXIT, WHERE, Short
 from foredraft.sampling import Sampler
 from tests.benchmarks.conftest import tiny
@@ -43,6 +43,9 @@ def table(monkeypatch) -> pandas.DataFrame:
     monkeypatch.setattr(self_drafting, "pocket_contests", lambda **_: [contest])
     monkeypatch.setattr(decoding, "pocket_contest", lambda **_: two_sides())
     monkeypatch.setattr(decoding, "decoding_benchmark", lambda *_, **__: pandas.DataFrame(rows))
+    sped = {**plain, "library": compiled.COMPILED, "strategy": "autoregressive"}
+    sped |= {**spread("over_eager", 2.0), **spread("over_theirs", 3.0)}
+    monkeypatch.setattr(compiled, "compiled_benchmark", lambda *_, **__: pandas.DataFrame([sped]))
     monkeypatch.setattr(bert, "bert_benchmark", lambda **_: pandas.DataFrame([task]))
     return overview.overview(SHORT, clock=Metronome())
 
@@ -55,7 +58,7 @@ def two_sides() -> decoding.Contest:
 
 def test_every_benchmark_is_there_and_every_row_is_a_ratio_with_its_spread(table):
     assert table["benchmark"].unique().tolist() == [
-        *("roofline", "decoding", "self drafting", "sampling", "bert")
+        *("roofline", "decoding", "compiled", "self drafting", "sampling", "bert")
     ]
     told = ["ratio", "of", *(f"value_{end}" for end in ENDS), *WHERE]
     assert list(table.columns) == ["benchmark", *told]

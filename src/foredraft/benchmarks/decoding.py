@@ -137,7 +137,7 @@ def decoding_benchmark(
     for name in contest.samplers:
         arms = _arms(contest, name)
         report(f"{name}: {len(arms)} ways to decode, {len(contest.prompts)} prompts")
-        runs = {arm.label: _runner(contest, arm) for arm in arms}
+        runs = {arm.label: runner(contest, arm) for arm in arms}
         timed = [arm for arm in arms if _is_in_parts(arm)]
         runs |= {_in_parts(arm): _paced_runner(contest, arm, clock) for arm in timed}
         cases = list(range(len(contest.prompts)))
@@ -222,7 +222,8 @@ def _arms(contest: Contest, sampler: str) -> list[Arm]:
     ]
 
 
-def _runner(contest: Contest, arm: Arm) -> Callable[[int], Made]:
+def runner(contest: Contest, arm: Arm) -> Callable[[int], Made]:
+    """Give what decodes one case, a prompt by number, in one way."""
     if arm.library == "transformers":
         return lambda case: _theirs(contest, arm, case)
     return lambda case: _ours(contest, arm, case)

@@ -10,7 +10,7 @@ from typing import Any, final
 import pandas
 
 from foredraft.bench import Schedule, now
-from foredraft.benchmarks import bert, decoding, roofline, sampling, self_drafting
+from foredraft.benchmarks import bert, compiled, decoding, roofline, sampling, self_drafting
 from foredraft.models.skip import SkipPlan
 
 Report = Callable[[str], None]
@@ -23,7 +23,7 @@ EXIT = 6
 """After how many layers the models leave that draft for themselves."""
 
 
-SIZES = roofline.Sizes(new_tokens=(1, 4, 16), contexts=(100, 2000))
+SIZES = roofline.Sizes(new_tokens=(1, 4, 16), compiled_tokens=(1,), contexts=(100, 2000))
 SCHEDULE = Schedule(repeats=5, warmup=1)
 
 
@@ -49,7 +49,7 @@ def overview(
 ) -> pandas.DataFrame:
     """Run every benchmark briefly; one row a ratio, with its spread and what it was measured on."""
     short = short or Short()
-    parts = [_roofline, _decoding, _self_drafting]
+    parts = [_roofline, _decoding, _compiled, _self_drafting]
     parts += [_sampling, _bert] if device == "cpu" else []
     rows: list[dict[str, object]] = []
     for part in parts:
@@ -84,6 +84,19 @@ def _decoding(
     for row in table.loc[table["batch"] == 1].to_dict("records"):
         if (row["strategy"], row["library"]) != ("autoregressive", "foredraft"):
             yield _speedup(row)
+
+
+def _compiled(
+    short: Short, device: str, report: Report, clock: Clock
+) -> Iterator[dict[str, object]]:
+    """Give compiled plain decoding ÷ the eager one, and ÷ theirs."""
+    contest = replace(
+        decoding.pocket_contest(device=device, n_prompts=short.n_prompts),
+        new_tokens=short.new_tokens,
+    )
+    table = compiled.compiled_benchmark(contest, lengths=(), report=report, clock=clock)
+    for row in compiled.asked(table).to_dict("records"):
+        yield {**row, **_where(table.iloc[0])}
 
 
 def _self_drafting(

@@ -140,9 +140,9 @@ class TextMemory:
 class StaticMemory:
     """One layer's memory in tensors alone, whose shapes stay while a text grows: for a graph.
 
-    `keys` and `values` are the front of the layer's storage; what of it a query sees, `positions`
-    say, in a mask. `is_long` tells that the front is so much longer than the layer's window that
-    what a window can reach is better copied out of it.
+    `keys` and `values` are the layer's storage; what of its first `n_seen` slots (None: all) a
+    query sees, `positions` say, in a mask. `is_long` tells that these are so many more than the
+    layer's window that what a window can reach is better copied out of them.
     """
 
     rotation: Rotation
@@ -152,17 +152,18 @@ class StaticMemory:
     group: int
     window: int | None
     is_long: bool
+    n_seen: int | None = None
 
     def extend(
         self, layer: int, keys: NewKVHeads, values: NewKVHeads, window: int | None
     ) -> tuple[KVHeads, KVHeads]:
-        """Write them to the storage, and give all its front, or what the window can reach."""
+        """Write them to the storage, and give its first slots, or what the window can reach."""
         rows, heads = self._rows_and_heads()
         at = (rows, heads, self.positions[:, None])
         self.keys.index_put_(at, keys.transpose(1, 2))
         self.values.index_put_(at, values.transpose(1, 2))
         if not self.is_long:
-            return self.keys, self.values
+            return self.keys[:, :, : self.n_seen], self.values[:, :, : self.n_seen]
         places = self._seen(window).clamp(min=0)[:, None]
         return self.keys[rows, heads, places], self.values[rows, heads, places]
 
@@ -189,7 +190,8 @@ class StaticMemory:
     def _seen(self, window: int | None) -> Int[Tensor, "rows seen"]:
         """Number the positions that `extend` gives; those before the text are negative."""
         if window is None or not self.is_long:
-            return torch.arange(self.keys.shape[2], device=self.keys.device)[None]
+            n_seen = self.keys.shape[2] if self.n_seen is None else self.n_seen
+            return torch.arange(n_seen, device=self.keys.device)[None]
         reach = torch.arange(window - 1 + self.positions.shape[1], device=self.keys.device)
         return self.positions[:, :1] - window + 1 + reach
 

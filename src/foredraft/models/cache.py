@@ -162,12 +162,16 @@ class KVCache:
         """Look the rotary embedding of any positions up."""
         return self.table[positions]
 
-    def front(self, n_new: int) -> list[tuple[Tensor, Tensor]]:
-        """Give the first slots of each layer's keys and values: so many that n_new more fit.
+    def front_size(self, n_new: int) -> int:
+        """Say how many slots a compiled step looks at: so many that n_new more positions fit.
 
-        Their number is `FRONT` times a power of two, or all: few sizes, however a text grows.
+        That is `FRONT` times a power of two, or all: few sizes, however a text grows.
         """
-        size = fitting(self.longest + n_new)
+        return min(fitting(self.longest + n_new), self.capacity)
+
+    def front(self, n_new: int) -> list[tuple[Tensor, Tensor]]:
+        """Give the first slots of each layer's keys and values, as many as a step looks at."""
+        size = self.front_size(n_new)
         if size not in self._fronts:
             pairs = zip(self.keys, self.values, strict=True)
             self._fronts[size] = [

@@ -103,7 +103,13 @@ class CompiledSteps:
         weakref.finalize(cache, _keep, self._spare, key, storage)
         return cache
 
-    def takes(self, tokens: Int[Tensor, "batch new"], cache: KVCache) -> bool:
+    def takes(
+        self,
+        tokens: Int[Tensor, "batch new"],
+        cache: KVCache,
+        plan: SkipPlan,
+        start: Hidden | None,
+    ) -> bool:
         """Whether this is a step: few new tokens, behind a text."""
         return cache.longest > 0 and tokens.shape[1] <= LONGEST
 
@@ -120,11 +126,7 @@ class CompiledSteps:
         start: Hidden | None,
     ) -> Hidden:
         """Do what `Decoder.hidden` does, in a step."""
-        if cache.batch != tokens.shape[0]:
-            raise ValueError(
-                f"{tokens.shape[0]} rows of tokens for a cache of {cache.batch} rows: allocate one "
-                "cache row a sequence"
-            )
+        check_batch(tokens, cache)
         positions = cache.positions(tokens.shape[1]).clone(memory_format=torch.contiguous_format)
         inputs = (tokens.contiguous(), positions) if start is None else (start, positions)
         run = _Pass(self, decoder, cache, plan, tokens.shape[1], start is not None)
@@ -203,6 +205,15 @@ class _Pass:
                 memory = StaticMemory(rotation, positions, keys, values, group, window, is_long)
                 hidden = self.steps.part(part, layer, hidden, memory)
         return hidden
+
+
+def check_batch(tokens: Int[Tensor, "batch new"], cache: KVCache) -> None:
+    """Raise ValueError unless a cache has a row for each row of tokens."""
+    if cache.batch != tokens.shape[0]:
+        raise ValueError(
+            f"{tokens.shape[0]} rows of tokens for a cache of {cache.batch} rows: allocate one "
+            "cache row a sequence"
+        )
 
 
 def _part(plan: SkipPlan, layer: int) -> Part | None:

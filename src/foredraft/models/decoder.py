@@ -8,13 +8,14 @@ A layer is two residual branches, and a skip plan can switch off each of them:
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from foredraft.models.ahead import AheadSteps
 from foredraft.models.attention import Memory, TextMemory, attend, attend_causally
 from foredraft.models.cache import KVCache, Storage
 from foredraft.models.compiled import CompiledSteps
@@ -147,14 +148,17 @@ class Decoder(nn.Module):
         """Build with random weights, ready to train; see `from_hf` and `foredraft.load`."""
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        rows = torch.empty(config.vocab_size, config.hidden_size)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, _weight=rows)
+        if not rows.is_meta:  # where drawing numbers would only take long: it loads the compiler
+            self.embedding.reset_parameters()
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.n_layers))
         self.norm = Norm(config)
         self.head: nn.Module | None = (
             None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
         self.is_packed = False
-        self.steps: CompiledSteps | None = None
+        self.steps: CompiledSteps | AheadSteps | None = None
         self.placement: Placement | None = None
         self.files: Files | None = None
 
@@ -209,6 +213,20 @@ class Decoder(nn.Module):
             if isinstance(module, Norm):
                 module.freeze()
         self.is_packed = True
+        return self
+
+    def unpacked(self) -> "Decoder":
+        """Give a decoder of the same weights, in their plain layout, that compiles nothing."""
+        return Decoder.from_tensors(self.config, self.state_dict())
+
+    def compile_steps(self, plans: Iterable[SkipPlan] = ()) -> "Decoder":
+        """Compile decoding steps, as fits the device, when they are first made.
+
+        On a GPU all plans share what is compiled. On a processor passes of all branches are, and
+        those of `plans`, each by itself; see `foredraft.models.ahead`.
+        """
+        is_cpu = self.device.type == "cpu"
+        self.steps = AheadSteps(plans) if is_cpu else CompiledSteps()
         return self
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Decoder":
@@ -267,10 +285,10 @@ class Decoder(nn.Module):
         `start` takes the place of the tokens' embeddings: with the first layers skipped, it is what
         an earlier pass gave after these.
         """
-        if self.steps is not None and cache is not None and self.steps.takes(tokens, cache):
-            plan = skip or SkipPlan()
+        plan, steps = skip or SkipPlan(), self.steps
+        if steps is not None and cache is not None and steps.takes(tokens, cache, plan, start):
             plan.check(self.config.n_layers)
-            return self.steps.hidden(self, tokens, cache, plan, start)
+            return steps.hidden(self, tokens, cache, plan, start)
         return deque(self.hidden_states(tokens, cache, skip=skip, start=start), maxlen=1).pop()
 
     def hidden_states(

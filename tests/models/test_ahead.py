@@ -1,0 +1,174 @@
+"""Steps compiled ahead of time give the eager tokens, are made once, and kept whole or not at all.
+
+They are compiled in a process of its own, for types are checked as functions of the others run; and
+without the trials of which kernel is faster, which change no result beyond rounding.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import foredraft as fd
+from foredraft import paths
+from foredraft.models import ahead
+from foredraft.models.ahead import AheadSteps, Kind
+from tests.models.test_compiled import MODES, PROMPTS, made, random_decoder
+
+EXIT = fd.SkipPlan.early_exit(1, 3)
+
+
+def compiled(family: str) -> fd.Decoder:
+    """The same decoder as the eager one, its steps compiled, those of an exit among them."""
+    return random_decoder(family).compile_steps([EXIT])
+
+
+def ways() -> dict[str, tuple[str, list[list[int]], object]]:
+    """Family, prompts and drafter: of each kind of step at least one."""
+    return {
+        "llama, rows of different lengths": ("llama", PROMPTS, None),
+        "gemma2, an exit": ("gemma2", PROMPTS[:1], fd.SelfDrafter(EXIT)),
+    }
+
+
+def main() -> None:
+    """Say, as JSON, whether tokens are the same, what was compiled, and how far logits differ."""
+    paths.CACHE = Path(sys.argv[1])
+    ahead.SETTINGS = {"freezing": True}
+    found: dict[str, object] = {}
+    for name, (family, prompts, drafter) in ways().items():
+        eager, steps = (
+            made(decoder, prompts, drafter, MODES["greedy"]).tokens
+            for decoder in (random_decoder(family), compiled(family))
+        )
+        found[name] = eager == steps
+    found["files"] = len(list(paths.CACHE.glob("steps/*/*.pt2")))
+    ahead._compile = lambda *_: pytest.fail("compiled again")
+    for name, (family, prompts, drafter) in ways().items():
+        again = made(compiled(family), prompts, drafter, MODES["greedy"]).tokens
+        found[f"{name}, from files"] = len(again) == len(prompts)
+    found["difference"] = difference()
+    print(json.dumps(found))  # noqa: T201
+
+
+def difference() -> float:
+    """The largest difference of a step's logits, behind a text of which the cache holds more."""
+    tokens = torch.tensor(PROMPTS[:1] * 3)
+    logits = []
+    for decoder in (random_decoder("llama"), compiled("llama")):
+        cache = decoder.new_cache(3, 300)
+        decoder(tokens, cache)
+        cache.commit(tokens.shape[1])
+        logits.append(decoder(tokens[:, :1], cache))
+    return (logits[0] - logits[1]).abs().max().item()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict:
+    """What `main` says."""
+    command = [sys.executable, "-m", "tests.models.test_ahead"]
+    command.append(str(tmp_path_factory.mktemp("cache")))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=paths.ROOT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_steps_give_the_eager_tokens(found):
+    assert [name for name in ways() if not found[name]] == []
+    assert found["difference"] < 1e-5
+
+
+def test_a_later_process_compiles_nothing(found):
+    rows, exit_ = 2, 4  # each with a head; the exit: draft, verify, heads of both
+    assert found["files"] == rows + exit_
+    assert [name for name in ways() if not found[f"{name}, from files"]] == []
+
+
+@pytest.fixture
+def decoder() -> fd.Decoder:
+    return compiled("llama")
+
+
+def test_only_named_plans_are_compiled(decoder):
+    cache = decoder.new_cache(1, 50)
+    cache.commit(5)
+    tokens, hidden = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, 32)
+    takes = decoder.steps.takes
+    assert takes(tokens, cache, fd.SkipPlan(), None)
+    assert takes(tokens, cache, EXIT, None)
+    assert takes(tokens, cache, fd.SkipPlan.early_exit(0, 3) - EXIT, hidden)
+    assert not takes(tokens, cache, fd.SkipPlan(attn=[0]), None)
+    assert not takes(tokens, cache, fd.SkipPlan(attn=[0]), hidden)
+
+
+def test_prefill_and_caches_made_elsewhere_are_left_to_the_eager_path(decoder):
+    takes, tokens = decoder.steps.takes, torch.zeros(1, 17, dtype=torch.int64)
+    cache = decoder.new_cache(1, 50)
+    assert not takes(tokens[:, :1], cache, fd.SkipPlan(), None)
+    cache.commit(5)
+    assert not takes(tokens, cache, fd.SkipPlan(), None)
+    other = random_decoder("llama").new_cache(1, 50)
+    other.commit(5)
+    assert not takes(tokens[:, :1], other, fd.SkipPlan(), None)
+
+
+def test_a_cache_holds_what_was_asked_for_and_no_more(decoder):
+    cache = decoder.new_cache(1, 50, spare=3)
+    cache.commit(50)
+    assert cache.positions(3).shape == (1, 3)
+    with pytest.raises(ValueError, match="exceed the cache's 53"):
+        cache.positions(4)
+
+
+def test_a_batch_that_is_not_the_caches_is_refused(decoder):
+    cache = decoder.new_cache(2, 100)
+    cache.commit(3)
+    with pytest.raises(ValueError, match="3 rows of tokens for a cache of 2 rows"):
+        decoder(torch.zeros(3, 1, dtype=torch.int64), cache)
+
+
+def test_a_file_is_whole_or_not_there(decoder, tmp_path, monkeypatch):
+    def killed(*_, package_path, **__):
+        Path(package_path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ahead._compile(lambda: None, tmp_path / "steps" / "a.pt2")
+    assert list((tmp_path / "steps").iterdir()) == []
+
+
+@pytest.mark.parametrize("change", ["weights", "threads", "settings", "nothing"])
+def test_files_are_named_by_what_they_depend_on(decoder, monkeypatch, change):
+    before = ahead._fingerprint(decoder)
+    if change == "weights":
+        decoder.norm.weight.data[0] += 1
+    if change == "threads":
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    if change == "settings":
+        monkeypatch.setattr(ahead, "SETTINGS", {})
+    assert (ahead._fingerprint(decoder) == before) == (change == "nothing")
+
+
+def test_kinds_are_told_apart_by_all_that_a_graph_is_made_for():
+    kinds = [
+        Kind(row, token, reached, plan, begun)
+        for row in (False, True)
+        for token in (False, True)
+        for reached in ((), (20,))
+        for plan in (fd.SkipPlan(), EXIT)
+        for begun in (False, True)
+    ]
+    assert len({repr(kind) for kind in kinds}) == len(kinds)
+
+
+def test_steps_are_chosen_by_device(decoder):
+    assert isinstance(decoder.steps, AheadSteps)
+    assert decoder.steps.plans == {fd.SkipPlan(), EXIT}
+
+
+if __name__ == "__main__":
+    main()
