@@ -539,8 +539,8 @@ def bench(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="roofline, compiled, bert, sampling, decode or kernels, or an article; without "
-            "one, the ratios of all but the last, in minutes."
+            help="roofline, contexts, compiled, bert, sampling, decode or kernels, or an article; "
+            "without one, the ratios of all but the last, in minutes."
         ),
     ] = None,
     device: Device = "cpu",
@@ -552,7 +552,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure on this machine and show medians with least and most."""
-    from foredraft.benchmarks import compiled, decoding, roofline, self_drafting
+    from foredraft.benchmarks import compiled, contexts, decoding, roofline, self_drafting
 
     name = f"{name} --self" if itself else name or OVERVIEW
     slug = BENCHMARKS.get(name, name)
@@ -567,7 +567,7 @@ def bench(
     )
     frame = measure()
     asked = {"speculative_decoding": decoding.asked, "layer_skipping": self_drafting.asked}
-    asked |= {"roofline": roofline.asked, "compiled": compiled.asked}
+    asked |= {"roofline": roofline.asked, "contexts": contexts.asked, "compiled": compiled.asked}
     _print(frame.filter(_narrow(frame)))
     same = [name for name in ("n", *WHERE) if name in frame and len(set(frame[name])) == 1]
     _output.print(", ".join(f"{name} {frame[name].iloc[0]}" for name in same))
@@ -580,11 +580,12 @@ def bench(
 
 def _apart() -> dict[str, Callable[..., "DataFrame"]]:
     """What can be measured and is no article's; any of it on either device."""
-    from foredraft.benchmarks import compiled, overview, roofline
+    from foredraft.benchmarks import compiled, contexts, overview, roofline
 
     return {
         OVERVIEW: overview.overview,
         "roofline": roofline.roofline_benchmark,
+        "contexts": contexts.contexts_benchmark,
         "compiled": compiled.compiled_benchmark,
     }
 
@@ -728,6 +729,8 @@ def _columns(frame: "DataFrame") -> list[str]:
 def _cell(row: Mapping[Hashable, Any], name: str) -> str:
     if f"{name}_max" in row:
         middle, least, most = (row[f"{name}_{end}"] for end in ("median", "min", "max"))
+        if middle != middle:
+            return "–"
         return f"{middle:.3g} ({least:.3g}–{most:.3g})"
     value = row.get(name, row.get(f"{name}_median"))
     if isinstance(value, float):

@@ -6,7 +6,14 @@ import pytest
 import foredraft as fd
 from foredraft.bench import Lap
 from foredraft.benchmarks import compiled
-from foredraft.benchmarks.compiled import COMPILED, EAGER, THEIRS, asked, compiled_benchmark
+from foredraft.benchmarks.compiled import (
+    COMPILED,
+    EAGER,
+    THEIRS,
+    asked,
+    compiled_benchmark,
+    rounding,
+)
 from foredraft.benchmarks.decoding import Arm, Contest, runner
 from foredraft.sampling import Sampler
 from tests.benchmarks.conftest import tiny
@@ -52,8 +59,10 @@ def test_tokens_are_compared_with_those_of_the_eager_path(table, contest):
 
 def test_what_a_reader_asks_for_is_compiled_over_eager_and_over_theirs(table):
     ratios = asked(table)
-    assert list(ratios["ratio"]) == ["compiled ÷ eager", "÷ transformers"] * 2
-    assert ratios["of"].unique().tolist() == ["greedy, autoregressive", "greedy, draft model"]
+    sped = ["compiled ÷ eager", "÷ transformers"]
+    assert list(ratios["ratio"]) == [*sped, *sped, "rounding ÷ eager's"]
+    ways = ["greedy, autoregressive", "greedy, draft model", "logits, against float64"]
+    assert ratios["of"].unique().tolist() == ways
     assert (ratios["value_median"] == 1.0).all()
 
 
@@ -62,3 +71,11 @@ def test_both_models_of_a_contest_are_compiled_and_those_of_the_other_are_not(co
     assert made.target.steps is not None
     assert made.draft.steps is not None
     assert contest.target.steps is None
+
+
+def test_rounding_is_told_by_how_far_float64_lies(contest):
+    exact, coarse = contest.target, fd.Decoder.from_hf(tiny().bfloat16())
+    prompts = [[1, 2, 3, 4], [4, 5]]
+    assert rounding(coarse, coarse, prompts).maximum == 1
+    assert rounding(exact, coarse, prompts).minimum > 1e3
+    assert rounding(coarse, exact, prompts[:1]).maximum > 0.1

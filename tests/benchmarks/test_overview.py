@@ -1,11 +1,21 @@
 """The overview gives ratios alone, each with its spread and what it was measured on."""
 
+from dataclasses import replace
+
 import pandas
 import pytest
 
 import foredraft as fd
 from foredraft.bench import Schedule
-from foredraft.benchmarks import bert, compiled, decoding, overview, roofline, self_drafting
+from foredraft.benchmarks import (
+    bert,
+    compiled,
+    contexts,
+    decoding,
+    overview,
+    roofline,
+    self_drafting,
+)
 from foredraft.benchmarks.overview import ENDS, EXIT, WHERE, Short
 from foredraft.sampling import Sampler
 from tests.benchmarks.conftest import tiny
@@ -14,6 +24,7 @@ from tests.benchmarks.test_roofline import SIZES, Metronome
 ON = {"n": 2, "device": "cpu", "dtype": "float32", "threads": 1}
 SHORT = Short(
     sizes=SIZES,
+    far=replace(SIZES, compiled_tokens=()),
     n_prompts=2,
     new_tokens=6,
     vocabs=(8,),
@@ -40,11 +51,12 @@ def table(monkeypatch) -> pandas.DataFrame:
     rows.append({**plain, "batch": 8})
     task = {"task": "encoding", "unit": "ms", **spread("ratio", 1.5), **ON}
     monkeypatch.setattr(roofline, "pocket_and_random", lambda device: {"tiny": ours})
+    monkeypatch.setattr(contexts, "random_models", lambda *_: {"tiny": ours})
     monkeypatch.setattr(self_drafting, "pocket_contests", lambda **_: [contest])
     monkeypatch.setattr(decoding, "pocket_contest", lambda **_: two_sides())
     monkeypatch.setattr(decoding, "decoding_benchmark", lambda *_, **__: pandas.DataFrame(rows))
     sped = {**plain, "library": compiled.COMPILED, "strategy": "autoregressive"}
-    sped |= {**spread("over_eager", 2.0), **spread("over_theirs", 3.0)}
+    sped |= {**spread("over_eager", 2.0), **spread("over_theirs", 3.0), **spread("rounding", 1.0)}
     monkeypatch.setattr(compiled, "compiled_benchmark", lambda *_, **__: pandas.DataFrame([sped]))
     monkeypatch.setattr(bert, "bert_benchmark", lambda **_: pandas.DataFrame([task]))
     return overview.overview(SHORT, clock=Metronome())
@@ -58,7 +70,7 @@ def two_sides() -> decoding.Contest:
 
 def test_every_benchmark_is_there_and_every_row_is_a_ratio_with_its_spread(table):
     assert table["benchmark"].unique().tolist() == [
-        *("roofline", "decoding", "compiled", "self drafting", "sampling", "bert")
+        *("roofline", "contexts", "decoding", "compiled", "self drafting", "sampling", "bert")
     ]
     told = ["ratio", "of", *(f"value_{end}" for end in ENDS), *WHERE]
     assert list(table.columns) == ["benchmark", *told]

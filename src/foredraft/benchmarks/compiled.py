@@ -4,9 +4,9 @@ A case is a prompt; the ways take turns on it. Compiling comes before the first 
 only once on a machine: `foredraft.models.ahead` keeps what it made.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import pandas
 import torch
@@ -21,6 +21,8 @@ from foredraft.benchmarks.decoding import (
     pocket_contest,
     runner,
 )
+from foredraft.models.decoder import Decoder
+from foredraft.types import Tensor
 
 EAGER, COMPILED, THEIRS = "foredraft", "foredraft, compiled", "transformers"
 
@@ -52,10 +54,13 @@ def compiled_benchmark(
     `speedup` is tokens a second ÷ those of our eager autoregressive decoding, and `over_theirs` ÷
     those of `transformers` in the same strategy, both prompt by prompt. `same` is the share of
     prompts whose tokens are those of the eager path: all in float32, and in bf16 as far as rounding
-    decides no choice.
+    decides no choice. `rounding` is how far logits of steps lie from those of the same weights in
+    float64, ÷ how far the eager ones do, prompt by prompt.
     """
     contest = contest or pocket_contest(device=device)
     compiled = with_compiled_steps(contest)
+    report("rounding, against float64")
+    rounded = rounding(contest.target, compiled.target, contest.prompts)
     rows = []
     for sampler in contest.samplers:
         ways = _ways(sampler, lengths)
@@ -66,7 +71,11 @@ def compiled_benchmark(
         }
         cases = list(range(len(contest.prompts)))
         laps = alternate(runs, cases, device=contest.target.device, clock=clock)
-        rows += [_row(contest, way, {each: laps[each.label] for each in ways}) for way in ways]
+        told = [_row(contest, way, {each: laps[each.label] for each in ways}) for way in ways]
+        rows += [
+            row | columns("rounding", rounded) if row["library"] == COMPILED else row
+            for row in told
+        ]
     return pandas.DataFrame(rows)
 
 
@@ -78,19 +87,55 @@ def with_compiled_steps(contest: Contest) -> Contest:
     return replace(contest, target=target, draft=draft)
 
 
+def rounding(
+    eager: Decoder, compiled: Decoder, prompts: Sequence[Sequence[int]], n_steps: int = 16
+) -> Spread:
+    """Say how far compiled logits lie from those of float64, ÷ how far eager ones do.
+
+    Root mean squares over the last `n_steps` tokens of each prompt, read one at a time; about 1
+    where all that sets the two apart is rounding.
+    """
+    weights = {name: tensor.double() for name, tensor in eager.state_dict().items()}
+    exact = Decoder.from_tensors(eager.config, weights)
+    ratios = []
+    for prompt in prompts:
+        right, *ours = (
+            _step_by_step(decoder, prompt, n_steps) for decoder in (exact, compiled, eager)
+        )
+        errors = [float((logits.double() - right).square().mean().sqrt()) for logits in ours]
+        ratios.append(errors[0] / errors[1])
+    return Spread.of(ratios)
+
+
 def asked(table: pandas.DataFrame) -> pandas.DataFrame:
     """Give what compiling is worth: ÷ the eager path, and ÷ theirs, of the same strategy."""
-    rows = table.loc[table["library"] == COMPILED]
-    return pandas.DataFrame(
-        {
-            "ratio": ratio,
-            "of": f"{row['sampler']}, {row['strategy']}",
-            **{f"value_{end}": row[f"{name}_{end}"] for end in ("median", "min", "max", "iqr")},
-            "n": row["n"],
-        }
-        for row in rows.to_dict("records")
-        for ratio, name in (("compiled ÷ eager", "over_eager"), ("÷ transformers", "over_theirs"))
-    )
+    rows = table.loc[table["library"] == COMPILED].to_dict("records")
+    ratios = (("compiled ÷ eager", "over_eager"), ("÷ transformers", "over_theirs"))
+    lines = [
+        {"ratio": ratio, "of": f"{row['sampler']}, {row['strategy']}", **_value(row, name)}
+        for row in rows
+        for ratio, name in ratios
+    ]
+    logits = {"ratio": "rounding ÷ eager's", "of": "logits, against float64"}
+    return pandas.DataFrame([*lines, {**logits, **_value(rows[0], "rounding")}])
+
+
+def _value(row: Mapping[Any, Any], name: str) -> dict[str, object]:
+    ends = ("median", "min", "max", "iqr")
+    return {**{f"value_{end}": row[f"{name}_{end}"] for end in ends}, "n": row["n"]}
+
+
+def _step_by_step(decoder: Decoder, prompt: Sequence[int], n_steps: int) -> Tensor:
+    """Give the logits after each of the last tokens, each read in a step of its own."""
+    tokens = torch.tensor([prompt], device=decoder.device)
+    n_begun = max(1, len(prompt) - n_steps)
+    cache = decoder.new_cache(1, len(prompt))
+    logits = []
+    with torch.inference_mode():
+        for part in (tokens[:, :n_begun], *tokens[:, n_begun:].split(1, dim=1)):
+            logits.append(decoder(part, cache)[0, -1])
+            cache.commit(part.shape[1])
+    return torch.stack(logits[1:])
 
 
 def _ways(sampler: str, lengths: Sequence[int]) -> list[Way]:

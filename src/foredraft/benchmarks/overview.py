@@ -10,7 +10,15 @@ from typing import Any, final
 import pandas
 
 from foredraft.bench import Schedule, now
-from foredraft.benchmarks import bert, compiled, decoding, roofline, sampling, self_drafting
+from foredraft.benchmarks import (
+    bert,
+    compiled,
+    contexts,
+    decoding,
+    roofline,
+    sampling,
+    self_drafting,
+)
 from foredraft.models.skip import SkipPlan
 
 Report = Callable[[str], None]
@@ -24,6 +32,7 @@ EXIT = 6
 
 
 SIZES = roofline.Sizes(new_tokens=(1, 4, 16), compiled_tokens=(1,), contexts=(100, 2000))
+FAR = roofline.Sizes(new_tokens=(1,), compiled_tokens=(), contexts=(100, 8000))
 SCHEDULE = Schedule(repeats=5, warmup=1)
 
 
@@ -33,6 +42,7 @@ class Short:
     """How little is enough for a ratio."""
 
     sizes: roofline.Sizes = SIZES
+    far: roofline.Sizes = FAR
     n_prompts: int = 8
     new_tokens: int = 32
     vocabs: Sequence[int] = (4096, 32_000)
@@ -49,7 +59,7 @@ def overview(
 ) -> pandas.DataFrame:
     """Run every benchmark briefly; one row a ratio, with its spread and what it was measured on."""
     short = short or Short()
-    parts = [_roofline, _decoding, _compiled, _self_drafting]
+    parts = [_roofline, _contexts, _decoding, _compiled, _self_drafting]
     parts += [_sampling, _bert] if device == "cpu" else []
     rows: list[dict[str, object]] = []
     for part in parts:
@@ -69,6 +79,15 @@ def _roofline(
     passes = table.loc[table["what"] == roofline.FORWARD].iloc[0]
     for row in roofline.asked(table).to_dict("records"):
         yield {**row, **_where(passes)}
+
+
+def _contexts(
+    short: Short, device: str, report: Report, clock: Clock
+) -> Iterator[dict[str, object]]:
+    """Give what a long text costs, and what windows spare."""
+    table = contexts.contexts_benchmark(device=device, sizes=short.far, report=report, clock=clock)
+    for row in contexts.asked(table).to_dict("records"):
+        yield {**row, **_where(table.iloc[0])}
 
 
 def _decoding(

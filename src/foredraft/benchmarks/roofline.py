@@ -106,16 +106,15 @@ def asked(table: pandas.DataFrame) -> pandas.DataFrame:
         near, far = rows.iloc[0], rows.iloc[-1]
         passes = table.loc[table["model"] == model]
         many = passes.loc[passes["new_tokens"] == passes["new_tokens"].max()].iloc[0]
+        told = {
+            "share of the roof": (near, "share"),
+            f"context {far['context']:.0f} ÷ {near['context']:.0f}": (far, "growth"),
+            f"{many['new_tokens']:.0f} tokens ÷ 1": (many, "growth"),
+        }
         lines += [
-            {"ratio": "share of the roof", "of": model, **_spread_of(near, "share")},
-            {
-                "ratio": f"context {far['context']:.0f} ÷ {near['context']:.0f}",
-                **{"of": model, **_spread_of(far, "growth")},
-            },
-            {
-                "ratio": f"{many['new_tokens']:.0f} tokens ÷ 1",
-                **{"of": model, **_spread_of(many, "growth")},
-            },
+            {"ratio": ratio, "of": model, **_spread_of(row, name)}
+            for ratio, (row, name) in told.items()
+            if ratio != "1 tokens ÷ 1"
         ]
     return pandas.DataFrame(lines)
 
@@ -153,6 +152,21 @@ def bytes_per_token(decoder: Decoder, context: int) -> int:
     config, width = decoder.config, decoder.dtype.itemsize
     seen = sum(min(context, window or context) for window in config.windows)
     return width * (Parts.of(config).total(config.n_layers) + 2 * seen * config.kv_size)
+
+
+def forward_pass(name: str, decoder: Decoder, n_new: int, context: int) -> Work:
+    """Prepare a pass of some tokens behind a context, of zeros: how long it takes is the same."""
+    cache = decoder.new_cache(1, context + n_new)
+    cache.commit(context)
+    tokens = torch.ones(1, n_new, dtype=torch.int64, device=decoder.device)
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return decoder(tokens, cache)
+
+    about = {"what": FORWARD, "model": name, "dtype": str(decoder.dtype).removeprefix("torch.")}
+    about |= {"compiled": decoder.steps is not None, "context": context, "new_tokens": n_new}
+    return Work(about, run, bytes_per_token(decoder, context) / 1e6)
 
 
 def _machine(dtype: torch.dtype, device: str, sizes: Sizes) -> list[Work]:
@@ -194,25 +208,11 @@ def _product(weight: Tensor, row: Tensor) -> Callable[[], object]:
 def _passes(name: str, decoder: Decoder, sizes: Sizes) -> list[Work]:
     """Forward passes of each number of tokens behind each context, one token first."""
     return [
-        _forward(name, decoder, n_new, context)
+        forward_pass(name, decoder, n_new, context)
         for n_new in (sizes.new_tokens if decoder.steps is None else sizes.compiled_tokens)
         for context in sizes.contexts
         if context + n_new <= decoder.config.max_positions
     ]
-
-
-def _forward(name: str, decoder: Decoder, n_new: int, context: int) -> Work:
-    cache = decoder.new_cache(1, context + n_new)
-    cache.commit(context)
-    tokens = torch.ones(1, n_new, dtype=torch.int64, device=decoder.device)
-
-    def run() -> Tensor:
-        with torch.inference_mode():
-            return decoder(tokens, cache)
-
-    about = {"what": FORWARD, "model": name, "dtype": str(decoder.dtype).removeprefix("torch.")}
-    about |= {"compiled": decoder.steps is not None, "context": context, "new_tokens": n_new}
-    return Work(about, run, bytes_per_token(decoder, context) / 1e6)
 
 
 def _timed(
