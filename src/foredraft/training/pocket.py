@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -48,6 +49,8 @@ def make(recipe: Recipe, *, device: str = "cpu", report: Report = lambda step: N
     """Train, from the last checkpoint if there is one, and write the model's folder."""
     corpus, teacher = load_corpus(shared_tokenizer()), _teacher(recipe, device)
     decoder, progress = pretrain(recipe, corpus, teacher=teacher, device=device, report=report)
+    if not PartialState().is_main_process:
+        return paths.model(recipe.name)
     return ship(recipe, decoder, progress, device=device)
 
 
