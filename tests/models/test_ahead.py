@@ -117,23 +117,6 @@ def test_prefill_and_caches_made_elsewhere_are_left_to_the_eager_path(decoder):
     assert not takes(tokens[:, :1], other, fd.SkipPlan(), None)
 
 
-def test_a_step_looks_as_far_as_its_text_goes_and_no_further(decoder, monkeypatch):
-    given = []
-
-    def told(*tensors):
-        given.append(tensors)
-        return torch.zeros(2, 3, 32)
-
-    monkeypatch.setattr(AheadSteps, "_graph", lambda *_: told)
-    cache = decoder.new_cache(2, 300)
-    cache.commit([200, 150])
-    decoder.hidden(torch.zeros(2, 3, dtype=torch.int64), cache)
-    _, positions, _, _, seen, *stored = given[0]
-    assert positions.tolist() == [[200, 201, 202], [150, 151, 152]]
-    assert seen.tolist() == list(range(203))
-    assert all(mine is its for mine, its in zip(stored, cache.keys + cache.values, strict=True))
-
-
 def test_a_cache_holds_what_was_asked_for_and_no_more(decoder):
     cache = decoder.new_cache(1, 50, spare=3)
     cache.commit(50)

@@ -98,6 +98,10 @@ class AheadSteps:
             plan = SkipPlan.early_exit(0, len(cache.keys)) - plan
         return is_step and is_ours and plan in self.plans
 
+    def takes_rows(self, hidden: Tensor) -> bool:
+        """Whether these are few enough positions for the compiled head."""
+        return hidden.numel() // hidden.shape[-1] <= MOST_ROWS
+
     def hidden(
         self,
         decoder: Whole,
@@ -109,7 +113,7 @@ class AheadSteps:
         """Do what `Decoder.hidden` does, in a step."""
         check_batch(tokens, cache)
         batch, n_new = tokens.shape
-        n_seen = cache.longest + n_new
+        n_seen = cache.front_size(n_new)
         reached = _reached(decoder.config, n_seen)
         kind = Kind(batch == 1, n_new == 1, reached, plan, start is not None)
         graph = self._graph(decoder, kind, lambda: _step_exported(decoder.unpacked(), kind))
@@ -119,8 +123,8 @@ class AheadSteps:
             cache.table.cos,
             cache.table.sin,
             torch.arange(n_seen),
-            *cache.keys,
-            *cache.values,
+            cache.keys,
+            cache.values,
         )
 
     def logits(self, decoder: Whole, hidden: Tensor) -> Tensor:
@@ -139,7 +143,7 @@ class AheadSteps:
             file = self._folder / f"{hashlib.sha256(repr(kind).encode()).hexdigest()[:16]}.pt2"
             if not file.is_file():
                 _compile(export, file)
-            self._graphs[kind] = _loaded(file)
+            self._graphs[kind] = torch._inductor.aoti_load_package(str(file))
         return self._graphs[kind]
 
 
@@ -249,16 +253,6 @@ def _compile(export: Callable[[], torch.export.ExportedProgram], file: Path) -> 
             export(), package_path=str(Path(folder) / file.name), inductor_configs=dict(SETTINGS)
         )
         os.replace(made, file)
-
-
-def _loaded(file: Path) -> Graph:
-    """Give what a file holds as a function of its tensors, one by one.
-
-    The package's own call reads the form of its arguments anew each time, which takes as long as a
-    layer of a small model.
-    """
-    loader = torch._inductor.aoti_load_package(str(file)).loader
-    return lambda *tensors: loader.boxed_run(list(tensors))[0]
 
 
 def _reached(config: DecoderConfig, n_seen: int) -> tuple[int, ...]:

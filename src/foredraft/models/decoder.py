@@ -18,7 +18,7 @@ from torch import nn
 from foredraft.models.ahead import AheadSteps
 from foredraft.models.attention import Memory, TextMemory, attend, attend_causally
 from foredraft.models.cache import KVCache, Storage
-from foredraft.models.compiled import CompiledSteps, is_few
+from foredraft.models.compiled import CompiledSteps
 from foredraft.models.config import DecoderConfig
 from foredraft.models.packing import PackedLinear, can_pack, pack
 from foredraft.models.placement import Files, Placement, dispatch
@@ -324,7 +324,7 @@ class Decoder(nn.Module):
         self, hidden: Float[Tensor, "*batch hidden"], head: nn.Module | None = None
     ) -> Logits:
         """Apply the final norm, the head (or some rows of it) and Gemma-2's final soft-cap."""
-        if self.steps is not None and head is None and is_few(hidden):
+        if self.steps is not None and head is None and self.steps.takes_rows(hidden):
             return self.steps.logits(self, hidden)
         logits = self.all_logits(hidden, head)
         return logits if self.placement is None else logits.to(self.device)
