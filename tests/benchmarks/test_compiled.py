@@ -79,3 +79,8 @@ def test_rounding_is_told_by_how_far_float64_lies(contest):
     assert rounding(coarse, coarse, prompts).maximum == 1
     assert rounding(exact, coarse, prompts).minimum > 1e3
     assert rounding(coarse, exact, prompts[:1]).maximum > 0.1
+
+
+def test_a_prompt_that_leaves_no_step_is_refused(contest):
+    with pytest.raises(ValueError, match="one token"):
+        rounding(contest.target, contest.target, [[1, 2], [3]])

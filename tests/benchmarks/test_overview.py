@@ -16,7 +16,8 @@ from foredraft.benchmarks import (
     roofline,
     self_drafting,
 )
-from foredraft.benchmarks.overview import ENDS, EXIT, WHERE, Short
+from foredraft.benchmarks.overview import EXIT, WHERE, Short
+from foredraft.benchmarks.ratios import ENDS
 from foredraft.sampling import Sampler
 from tests.benchmarks.conftest import tiny
 from tests.benchmarks.test_roofline import SIZES, Metronome

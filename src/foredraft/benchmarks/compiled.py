@@ -4,9 +4,9 @@ A case is a prompt; the ways take turns on it. Compiling comes before the first 
 only once on a machine: `foredraft.models.ahead` keeps what it made.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import pandas
 import torch
@@ -21,6 +21,7 @@ from foredraft.benchmarks.decoding import (
     pocket_contest,
     runner,
 )
+from foredraft.benchmarks.ratios import value_of
 from foredraft.models.decoder import Decoder
 from foredraft.types import Tensor
 
@@ -55,7 +56,7 @@ def compiled_benchmark(
     those of `transformers` in the same strategy, both prompt by prompt. `same` is the share of
     prompts whose tokens are those of the eager path: all in float32, and in bf16 as far as rounding
     decides no choice. `rounding` is how far logits of steps lie from those of the same weights in
-    float64, ÷ how far the eager ones do, prompt by prompt.
+    float64, ÷ how far the eager ones do, prompt by prompt; it stands where there is no draft.
     """
     contest = contest or pocket_contest(device=device)
     compiled = with_compiled_steps(contest)
@@ -73,8 +74,8 @@ def compiled_benchmark(
         laps = alternate(runs, cases, device=contest.target.device, clock=clock)
         told = [_row(contest, way, {each: laps[each.label] for each in ways}) for way in ways]
         rows += [
-            row | columns("rounding", rounded) if row["library"] == COMPILED else row
-            for row in told
+            row | columns("rounding", rounded) if way == Way(ways[0].arm, COMPILED) else row
+            for way, row in zip(ways, told, strict=True)
         ]
     return pandas.DataFrame(rows)
 
@@ -93,8 +94,11 @@ def rounding(
     """Say how far compiled logits lie from those of float64, ÷ how far eager ones do.
 
     Root mean squares over the last `n_steps` tokens of each prompt, read one at a time; about 1
-    where all that sets the two apart is rounding.
+    where all that sets the two apart is rounding. What stands before them is read at once, which
+    both do alike. ValueError for a prompt of one token, behind which no step is read.
     """
+    if min(map(len, prompts)) < 2:
+        raise ValueError("a prompt of one token leaves no step to compare: give longer ones")
     weights = {name: tensor.double() for name, tensor in eager.state_dict().items()}
     exact = Decoder.from_tensors(eager.config, weights)
     ratios = []
@@ -112,17 +116,12 @@ def asked(table: pandas.DataFrame) -> pandas.DataFrame:
     rows = table.loc[table["library"] == COMPILED].to_dict("records")
     ratios = (("compiled ÷ eager", "over_eager"), ("÷ transformers", "over_theirs"))
     lines = [
-        {"ratio": ratio, "of": f"{row['sampler']}, {row['strategy']}", **_value(row, name)}
+        {"ratio": ratio, "of": f"{row['sampler']}, {row['strategy']}", **value_of(row, name)}
         for row in rows
         for ratio, name in ratios
     ]
     logits = {"ratio": "rounding ÷ eager's", "of": "logits, against float64"}
-    return pandas.DataFrame([*lines, {**logits, **_value(rows[0], "rounding")}])
-
-
-def _value(row: Mapping[Any, Any], name: str) -> dict[str, object]:
-    ends = ("median", "min", "max", "iqr")
-    return {**{f"value_{end}": row[f"{name}_{end}"] for end in ends}, "n": row["n"]}
+    return pandas.DataFrame([*lines, {**logits, **value_of(rows[0], "rounding")}])
 
 
 def _step_by_step(decoder: Decoder, prompt: Sequence[int], n_steps: int) -> Tensor:

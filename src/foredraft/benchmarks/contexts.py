@@ -11,6 +11,7 @@ from dataclasses import replace
 import pandas
 
 from foredraft.bench import Comparison, columns, compare, now
+from foredraft.benchmarks.ratios import value_of
 from foredraft.benchmarks.roofline import Sizes, Work, drawn, forward_pass
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load
@@ -53,7 +54,7 @@ def contexts_benchmark(
     report(f"{len(models)} models behind {', '.join(map(str, sizes.contexts))} tokens")
     runs = {_label(*arm): work.run for arm, work in arms.items()}
     timed = compare(runs, schedule=sizes.schedule, device=device, clock=clock)
-    return pandas.DataFrame([_row(arm, arms, timed, sizes.contexts[0]) for arm in arms])
+    return pandas.DataFrame([_row(arm, arms, timed, min(sizes.contexts)) for arm in arms])
 
 
 def random_models(device: str, positions: int) -> dict[str, Decoder]:
@@ -77,14 +78,8 @@ def asked(table: pandas.DataFrame) -> pandas.DataFrame:
         for row in rows
         if pandas.notna(row.get("over_unlimited_median"))
     ]
-    ends = ("median", "min", "max", "iqr")
     return pandas.DataFrame(
-        {
-            "ratio": ratio,
-            "of": row["model"],
-            **{f"value_{end}": row[f"{name}_{end}"] for end in ends},
-            "n": row["n"],
-        }
+        {"ratio": ratio, "of": row["model"], **value_of(row, name)}
         for name, ratio, row in (*grown, *spared)
     )
 

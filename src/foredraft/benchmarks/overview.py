@@ -19,12 +19,12 @@ from foredraft.benchmarks import (
     sampling,
     self_drafting,
 )
+from foredraft.benchmarks.ratios import value_of
 from foredraft.models.skip import SkipPlan
 
 Report = Callable[[str], None]
 Clock = Callable[[], float]
 
-ENDS = ("median", "min", "max", "iqr")
 WHERE = ("n", "device", "dtype", "threads")
 
 EXIT = 6
@@ -149,7 +149,7 @@ def _sampling(
     usual = table["setting"].isin(["temperature, top-k, top-p", "draw"])
     for row in table.loc[usual & (table["logits"] == "peaked")].to_dict("records"):
         about = f"{row['setting']}, vocabulary {row['vocab']}"
-        yield {"ratio": "transformers ÷ ours", "of": about, **_value(row, "ratio"), **_where(row)}
+        yield {"ratio": "transformers ÷ ours", "of": about, **value_of(row, "ratio"), **_where(row)}
 
 
 def _bert(short: Short, device: str, report: Report, clock: Clock) -> Iterator[dict[str, object]]:
@@ -163,22 +163,18 @@ def _bert(short: Short, device: str, report: Report, clock: Clock) -> Iterator[d
     )
     for row in table.to_dict("records"):
         about = f"{row['task']}, {row['unit']}"
-        yield {"ratio": "transformers ÷ ours", "of": about, **_value(row, "ratio"), **_where(row)}
+        yield {"ratio": "transformers ÷ ours", "of": about, **value_of(row, "ratio"), **_where(row)}
 
 
 def _speedup(row: Mapping[Any, Any]) -> dict[str, object]:
     """Give a way to decode, over our plain decoding of the same prompts."""
     told = {"ratio": "÷ our autoregressive", "of": f"{row['sampler']}, {_way(row)}"}
-    return {**told, **_value(row, "speedup"), **_where(row)}
+    return {**told, **value_of(row, "speedup"), **_where(row)}
 
 
 def _way(row: Mapping[Any, Any]) -> str:
     length = f" of {row['length']}" if row["length"] else ""
     return f"{row['library']}, {row['strategy']}{length}"
-
-
-def _value(row: Mapping[Any, Any], name: str) -> dict[str, object]:
-    return {f"value_{end}": row[f"{name}_{end}"] for end in ENDS}
 
 
 def _where(row: Mapping[Any, Any] | pandas.Series) -> dict[str, object]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from foredraft.bench import Comparison, Schedule, Spread, columns, compare, now
+from foredraft.benchmarks.ratios import value_of
 from foredraft.models.config import DecoderConfig
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load
@@ -109,12 +110,12 @@ def asked(table: pandas.DataFrame) -> pandas.DataFrame:
         told = {
             "share of the roof": (near, "share"),
             f"context {far['context']:.0f} ÷ {near['context']:.0f}": (far, "growth"),
-            f"{many['new_tokens']:.0f} tokens ÷ 1": (many, "growth"),
         }
+        if many["new_tokens"] > 1:
+            told[f"{many['new_tokens']:.0f} tokens ÷ 1"] = (many, "growth")
         lines += [
-            {"ratio": ratio, "of": model, **_spread_of(row, name)}
+            {"ratio": ratio, "of": model, **value_of(row, name)}
             for ratio, (row, name) in told.items()
-            if ratio != "1 tokens ÷ 1"
         ]
     return pandas.DataFrame(lines)
 
@@ -259,8 +260,3 @@ def _scaled(spread: Spread, factor: float) -> Spread:
         maximum=spread.maximum * factor,
         interquartile=spread.interquartile * factor,
     )
-
-
-def _spread_of(row: "pandas.Series", name: str) -> dict[str, object]:
-    ends = ("median", "min", "max", "iqr")
-    return {**{f"value_{end}": row[f"{name}_{end}"] for end in ends}, "n": row["n"]}
