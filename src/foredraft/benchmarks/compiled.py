@@ -132,7 +132,7 @@ def _step_by_step(decoder: Decoder, prompt: Sequence[int], n_steps: int) -> Tens
     logits = []
     with torch.inference_mode():
         for part in (tokens[:, :n_begun], *tokens[:, n_begun:].split(1, dim=1)):
-            logits.append(decoder(part, cache)[0, -1])
+            logits.append(decoder.logits(decoder.hidden(part, cache)[:, -1])[0])
             cache.commit(part.shape[1])
     return torch.stack(logits[1:])
 
