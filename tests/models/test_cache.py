@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from foredraft.models.ahead import AheadSteps
 from foredraft.models.cache import KVCache
 from foredraft.models.decoder import Decoder
 from foredraft.models.skip import SkipPlan
@@ -58,9 +59,10 @@ class RaggedRun:
     them are wrong, as rejected drafts are.
     """
 
-    def __init__(self, decoder: Decoder, tokens: torch.Tensor, prompts: list[int]) -> None:
-        self.decoder, self.tokens = decoder, tokens
-        self.cache = decoder.new_cache(len(prompts), tokens.shape[1])
+    def __init__(
+        self, decoder: Decoder, tokens: torch.Tensor, prompts: list[int], cache: KVCache
+    ) -> None:
+        self.decoder, self.tokens, self.cache = decoder, tokens, cache
         self.logits: list[list[torch.Tensor]] = [[] for _ in prompts]
         self.advance(max(prompts), prompts)
 
@@ -83,11 +85,15 @@ def decoder(family, exact_decoder) -> Decoder:
     return exact_decoder(family)
 
 
-@pytest.fixture(params=range(2))
+@pytest.fixture(params=enumerate([Decoder.new_cache, AheadSteps().new_cache]))
 def ragged(request, decoder, text) -> RaggedRun:
-    """Three rows after five ragged passes, past the sliding window."""
-    dice = random.Random(request.param)
-    run = RaggedRun(decoder, text(3, 64), [3, 11, 7])
+    """Three rows after five ragged passes, past the sliding window; also where storage is roomier.
+
+    The cache of compiled steps has a slot more in storage than it may fill.
+    """
+    seed, new_cache = request.param
+    dice = random.Random(seed)
+    run = RaggedRun(decoder, text(3, 64), [3, 11, 7], new_cache(decoder, 3, 64))
     for n_new in (4, 1, 9, 2, 6):
         run.advance(n_new, [dice.randint(0, n_new) for _ in range(3)])
     return run

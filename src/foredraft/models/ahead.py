@@ -258,7 +258,7 @@ def _require_compiler() -> None:
 
     try:
         cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler as error:
+    except (exc.InvalidCxxCompiler, OSError) as error:
         raise ValueError(
             "no C++ compiler was found, which compiled steps need on a processor: install g++, or "
             "name one in CXX, or load the model without compile"

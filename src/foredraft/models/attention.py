@@ -139,11 +139,12 @@ class TextMemory:
 @final
 @dataclass(frozen=True)
 class StaticMemory:
-    """One layer's memory in tensors alone, whose shapes stay while a text grows: for a graph.
+    """One layer's memory in tensors alone, for a graph.
 
-    `keys` and `values` are the layer's storage; what of its first `n_seen` slots (None: all) a
-    query sees, `positions` say, in a mask. `is_long` tells that these are so many more than the
-    layer's window that what a window can reach is better copied out of them.
+    `keys` and `values` are the layer's storage; what of its first `n_seen` slots (None: all, so
+    that shapes stay while a text grows) a query sees, `positions` say, in a mask. `is_long` tells
+    that these are so many more than the layer's window that what a window can reach is better
+    copied out of them.
     """
 
     rotation: Rotation

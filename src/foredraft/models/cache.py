@@ -18,7 +18,7 @@ from foredraft.models.rotary import Rotation
 from foredraft.types import Float, Int, Tensor
 
 FRONT = 128
-"""The least of the sizes in which a compiled step looks at a cache; each other is twice another."""
+"""The least of the sizes in which a step on a GPU looks at a cache; each other is twice another."""
 
 
 def fitting(n: int) -> int:
@@ -67,8 +67,9 @@ class Storage:
 class KVCache:
     """Keys and values of every layer, for a batch of rows that advance independently.
 
-    `keys[layer]` and `values[layer]` have shape [batch, kv_head, capacity, head_dim]. `lengths` are
-    the committed lengths, one a row, known on the host so that nothing has to ask the device.
+    `keys[layer]` and `values[layer]` have shape [batch, kv_head, slots, head_dim], as many slots as
+    `capacity` or more. `lengths` are the committed lengths, one a row, known on the host so that
+    nothing has to ask the device.
     """
 
     def __init__(  # noqa: PLR0913 - a shape, a place, and what may be there already

@@ -194,7 +194,12 @@ class Decoder(nn.Module):
         return self
 
     def place(self, placement: Placement, files: Files) -> "Decoder":
-        """Let each part run where it is placed, from now on; see `foredraft.models.placement`."""
+        """Let each part run where it is placed, from now on; see `foredraft.models.placement`.
+
+        Raises ValueError for a compiled model.
+        """
+        if self.steps is not None:
+            raise ValueError("a compiled model cannot be placed: load it with device_map= alone")
         homes = placement.homes
         if self.config.tied and self.head is not None and homes["embedding"] == homes["head"]:
             self.head.weight = self.embedding.weight
