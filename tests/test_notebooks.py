@@ -5,20 +5,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 from nbclient import NotebookClient
 from PIL import Image
 
 from foredraft import live, params, paths, provenance, results, runner
 from foredraft.articles import ARTICLES
-from foredraft.models.packing import can_pack
 from foredraft.training.docstrings import load_docstrings
 
-SMOKE_SECONDS, SMOKE_SECONDS_WITHOUT_BF16 = 90, 240
-"""Of processor time, which work beside it lengthens by up to a half where threads share a core.
-
-Without bf16 instructions a processor takes longer: 146 s for article 04.
-"""
+SMOKE_SECONDS = 90
+"""Of processor time, which work beside it lengthens by up to a half where threads share a core."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,17 +33,11 @@ def runs(article, tmp_path_factory) -> tuple[Path, Path]:
     first, second = (tmp_path_factory.mktemp(f"{article.slug}-{n}") for n in "ab")
     before = processor_seconds()
     runner.run(article.slug, {"profile": "smoke"}, out=first)
-    assert processor_seconds() - before < most_seconds()
+    assert processor_seconds() - before < SMOKE_SECONDS
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(second)
         runner.run(article.slug, {"profile": "smoke"}, out=second)
     return first, second
-
-
-def most_seconds() -> int:
-    """What a trial may take on this processor."""
-    has_bf16 = can_pack(torch.empty(64, 64, dtype=torch.bfloat16))
-    return SMOKE_SECONDS if has_bf16 else SMOKE_SECONDS_WITHOUT_BF16
 
 
 def processor_seconds() -> float:
