@@ -7,6 +7,7 @@ without the trials of which kernel is faster, which change no result beyond roun
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import foredraft as fd
 from foredraft import paths
 from foredraft.models import ahead
 from foredraft.models.ahead import AheadSteps, Kind
-from tests.models.test_compiled import MODES, PROMPTS, made, random_decoder
+from tests.models.test_compiled import MODES, PROMPTS, VOCAB, made, random_decoder
 
 EXIT = fd.SkipPlan.early_exit(1, 3)
 
@@ -48,24 +49,47 @@ def main() -> None:
         found[name] = eager == steps
         told[name] = eager
     found["files"] = len(list(paths.CACHE.glob("steps/*/*.pt2")))
-    ahead._compile = lambda *_: pytest.fail("compiled again")
+    ahead._compile, compile_ = (lambda *_: pytest.fail("compiled again")), ahead._compile
     for name, (family, prompts, drafter) in ways().items():
         again = made(compiled(family), prompts, drafter, MODES["greedy"]).tokens
         found[f"{name}, from files"] = again == told[name]
-    found["difference"] = difference()
+    ahead._compile = compile_
+    found["rounding"] = {name: case.rounding() for name, case in CASES.items()}
     print(json.dumps(found))  # noqa: T201
 
 
-def difference() -> float:
-    """The largest difference of a step's logits, behind a text of which the cache holds more."""
-    tokens = torch.tensor(PROMPTS[:1] * 3)
-    logits = []
-    for decoder in (random_decoder("llama"), compiled("llama")):
-        cache = decoder.new_cache(3, 300)
-        decoder(tokens, cache)
-        cache.commit(tokens.shape[1])
-        logits.append(decoder(tokens[:, :1], cache))
-    return (logits[0] - logits[1]).abs().max().item()
+@dataclass(frozen=True)
+class Case:
+    """A step behind texts of these lengths; `spare` slots of the cache lie behind it."""
+
+    family: str
+    lengths: tuple[int, ...]
+    n_new: int
+    spare: int
+    dtype: torch.dtype = torch.float32
+
+    def rounding(self) -> float:
+        """How far the compiled step is from one in float64, in distances of the eager one."""
+        exact = self.stream(random_decoder(self.family).double())
+        eager = random_decoder(self.family).to(self.dtype)
+        steps = random_decoder(self.family).to(self.dtype).compile_steps()
+        far, near = ((self.stream(decoder) - exact).norm() for decoder in (steps, eager))
+        return (far / near).item()
+
+    def stream(self, decoder: fd.Decoder) -> torch.Tensor:
+        """The residual stream after the step."""
+        tokens = torch.tensor(PROMPTS[0][: max(self.lengths)]).expand(len(self.lengths), -1)
+        cache = decoder.new_cache(len(self.lengths), tokens.shape[1] + self.n_new + self.spare)
+        decoder.hidden(tokens, cache)
+        cache.commit(self.lengths)
+        return decoder.hidden(tokens[:, : self.n_new], cache).double()
+
+
+CASES = {
+    "a cache with much behind the text": Case("llama", (105,) * 3, 1, spare=190),
+    "ragged drafts to the last slot": Case("gemma2", (105, 80, 97), 3, spare=0),
+    "bfloat16, short of the window's reach": Case("gemma2", (9,), 1, 40, torch.bfloat16),
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +104,11 @@ def found(tmp_path_factory) -> dict:
 
 def test_steps_give_the_eager_tokens(found):
     assert [name for name in ways() if not found[name]] == []
-    assert found["difference"] < 1e-5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_step_is_much_further_from_float64_than_the_eager_one(found, name):
+    assert found["rounding"][name] < 2
 
 
 def test_a_later_process_compiles_nothing(found):
@@ -117,12 +145,48 @@ def test_prefill_and_caches_made_elsewhere_are_left_to_the_eager_path(decoder):
     assert not takes(tokens[:, :1], other, fd.SkipPlan(), None)
 
 
+def test_a_step_looks_as_far_as_its_text_goes_and_no_further(decoder, monkeypatch):
+    given = []
+
+    def told(*tensors):
+        given.append(tensors)
+        return torch.zeros(2, 3, 32)
+
+    monkeypatch.setattr(AheadSteps, "_graph", lambda *_: told)
+    cache = decoder.new_cache(2, 300)
+    cache.commit([200, 150])
+    decoder.hidden(torch.zeros(2, 3, dtype=torch.int64), cache)
+    _, positions, _, _, seen, *stored = given[0]
+    assert positions.tolist() == [[200, 201, 202], [150, 151, 152]]
+    assert seen.tolist() == list(range(203))
+    assert all(mine is its for mine, its in zip(stored, cache.keys + cache.values, strict=True))
+
+
 def test_a_cache_holds_what_was_asked_for_and_no_more(decoder):
     cache = decoder.new_cache(1, 50, spare=3)
     cache.commit(50)
     assert cache.positions(3).shape == (1, 3)
     with pytest.raises(ValueError, match="exceed the cache's 53"):
         cache.positions(4)
+
+
+def test_no_new_tokens_are_no_step(decoder):
+    cache = decoder.new_cache(1, 50)
+    cache.commit(5)
+    assert not decoder.steps.takes(torch.zeros(1, 0, dtype=torch.int64), cache, EXIT, None)
+    assert decoder.logits(torch.zeros(1, 0, 32)).shape == (1, 0, VOCAB)
+
+
+def test_a_compiled_model_stays_as_it_was(decoder):
+    with pytest.raises(ValueError, match="a compiled model cannot be moved or converted"):
+        decoder.double()
+
+
+def test_a_missing_compiler_is_told_before_anything_is_written(tmp_path):
+    missing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with missing, pytest.raises(ValueError, match="install g\\+\\+, or name one in CXX"):
+        ahead._compile(pytest.fail, tmp_path / "steps" / "a.pt2")
+    assert not (tmp_path / "steps").exists()
 
 
 def test_a_batch_that_is_not_the_caches_is_refused(decoder):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from foredraft.models.attention import StaticMemory, TextMemory, attend
+from foredraft.models.attention import StaticMemory, TextMemory, _summed, attend
 from foredraft.models.cache import KVCache
 from foredraft.models.decoder import Decoder
 
@@ -75,3 +75,13 @@ def test_static_shapes_attend_to_the_same(decoder, lengths, window, is_long):
     assert_close(*seen, rtol=0, atol=1e-12)
     assert static.extend(0, kv, -kv, window)[0].shape[2] == (WINDOW - 1 + NEW if is_long else 64)
     assert_close(rotation(kv), usual.rotation(kv), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_written_as_a_sum_is_the_product(dtype):
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(2, 3, 2, 40, generator=generator).to(dtype)
+    right = torch.randn(2, 3, 7, 40, generator=generator).to(dtype).transpose(-1, -2)
+    summed = _summed(left, right)
+    assert summed.dtype == dtype
+    assert_close(summed, left @ right)

@@ -552,5 +552,7 @@ def test_a_placed_model_stays_where_it_is(saved):
     decoder, _ = fd.load(saved("llama"), device_map={"": "cpu", "layers.0": "disk"})
     with pytest.raises(ValueError, match="a placed model cannot be moved"):
         decoder.double()
+    with pytest.raises(ValueError, match="a placed model cannot be compiled"):
+        decoder.compile_steps()
     with pytest.raises(ValueError, match="the head lies on disk"):
         fd.load(saved("llama"), device_map={"": "disk"})[0].head_rows(torch.tensor([1]))

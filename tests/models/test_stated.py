@@ -61,6 +61,7 @@ def test_a_file_that_leaves_anything_out_is_not_read(name):
         assert stated(rest) is None
 
 
+@pytest.mark.parametrize("name", SAID)
 @pytest.mark.parametrize(
     "change",
     [
@@ -77,10 +78,12 @@ def test_a_file_that_leaves_anything_out_is_not_read(name):
         {"tie_word_embeddings": "yes"},
         {"layer_types": ["full_attention"]},
         {"layer_types": ["no_attention"] * 12},
+        {"layer_types": None},
+        {"layer_types": "full_attention"},
     ],
 )
-def test_what_only_transformers_can_judge_is_left_to_it(change):
-    assert stated(SAID["pocket-gemma2"] | change) is None
+def test_what_only_transformers_can_judge_is_left_to_it(name, change):
+    assert stated(SAID[name] | change) is None
 
 
 def test_a_first_token_needs_neither_the_compiler_nor_the_engine_of_transformers():

@@ -10,6 +10,7 @@ import foredraft as fd
 from foredraft.decoding.draft import Job
 from foredraft.decoding.reader import Reader
 from foredraft.decoding.text import Text
+from foredraft.models.ahead import AheadSteps
 from foredraft.search.objective import rounds
 from foredraft.search.rehearsal import along, rehearse
 from tests.decoding.conftest import WINDOW, tiny
@@ -92,6 +93,17 @@ def test_the_target_s_law_is_that_of_reading_each_text_by_itself(family):
         text = torch.tensor([[*prompt, *found.tokens[row, :-1].tolist()]])
         logits = decoder(family)(text)[0, len(prompt) :]
         torch.testing.assert_close(found.p[row], logits.softmax(-1), atol=1e-12, rtol=0)
+
+
+def test_the_roomier_cache_of_compiled_steps_rehearses_alike(family, monkeypatch):
+    model = tiny(family, VOCAB, 3, torch.float64).compile_steps()
+    monkeypatch.setattr(AheadSteps, "takes", lambda *_: False)  # compiling is not asked here
+    monkeypatch.setattr(AheadSteps, "logits", lambda _, model, hidden: model.all_logits(hidden))
+    sampler = fd.Sampler()
+    found = rehearse(model, PROMPTS, sampler=sampler, new_tokens=NEW_TOKENS, generator=generator())
+    steps = [list(each.drafts(PLANS["exit"])) for each in (found, rehearsed(family))]
+    for ours, wanted in zip(*steps, strict=True):
+        torch.testing.assert_close(ours.overlap, wanted.overlap, equal_nan=True)
 
 
 def test_a_draft_that_skips_nothing_is_always_accepted(family):

@@ -6,12 +6,14 @@ from unittest.mock import Mock
 import pytest
 
 from foredraft import paths
-from foredraft.training import pocket, pocket_llava
+from foredraft.training import pocket, pocket_bert, pocket_llava
+from foredraft.training.pretrain_bert import POCKET_BERT
 from foredraft.training.pretrain_llava import POCKET_LLAVA
 from foredraft.training.recipes import RECIPES
 
 MADE = [
     (pocket, "pretrain", RECIPES["pocket-llama"]),
+    (pocket_bert, "pretrain_bert", POCKET_BERT),
     (pocket_llava, "pretrain_llava", POCKET_LLAVA),
 ]
 
@@ -28,7 +30,9 @@ def ship(*_, **__):
 def test_the_first_process_alone_ships(module, train, recipe, monkeypatch):
     monkeypatch.setattr(module, train, lambda *_, **__: (None, None))
     monkeypatch.setattr(module, "ship", ship)
-    monkeypatch.setattr(module, "load_corpus", Mock(), raising=False)
+    for name in ("load_corpus", "load_docstrings", "rows_of", "evaluated_rows", "tokenizer_of"):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, Mock())
     with pytest.raises(Shipped):
         module.make(recipe)
     second = SimpleNamespace(is_main_process=False)

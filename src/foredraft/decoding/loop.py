@@ -282,6 +282,8 @@ def _kept(
     tokens: Int[Tensor, "batch new"], counts: Int[Tensor, " batch"], ends: Int[Tensor, " ends"]
 ) -> Int[Tensor, " batch"]:
     """Count each row's new tokens up to the first that ends a text, that one included."""
+    if tokens.shape[1] == 1:
+        return counts
     is_end = (tokens[..., None] == ends).any(-1)
     before_end = is_end.cumsum(1).eq(0).sum(1)
     return torch.minimum(before_end + 1, counts)

@@ -26,6 +26,8 @@ TargetProbs = Float[Tensor, "batch positions vocab"]
 Counts = Int[Tensor, " batch"]
 PerDraft = Float[Tensor, "batch drafted"]
 
+_AS_IT_STANDS = Sampler()
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def verify_rows(
     """
     n_drafted = draft_tokens.shape[1]
     if n_drafted == 0:
-        token = Sampler().draw(target_probs[:, 0], generator=generator)
+        token = _AS_IT_STANDS.draw(target_probs[:, 0], generator=generator)
         return Verdicts(torch.zeros_like(token), token)
     rule = RULES[verification](draft_tokens, draft_probs, target_probs, lengths)
     uniforms = torch.rand(
@@ -107,7 +109,7 @@ def verify_rows(
     within = torch.arange(n_drafted, device=lengths.device) < lengths[:, None]
     n_accepted = rule.count(accepts(uniforms, rule.chances) & within)
     weights = residual(draft_probs, target_probs, rule.weights, n_accepted, lengths)
-    return Verdicts(n_accepted, Sampler().draw(weights, generator=generator))
+    return Verdicts(n_accepted, _AS_IT_STANDS.draw(weights, generator=generator))
 
 
 def accepts(uniforms: PerDraft, chances: PerDraft) -> Bool[Tensor, "batch drafted"]:

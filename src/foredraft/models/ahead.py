@@ -30,7 +30,7 @@ from foredraft import imports, paths
 from foredraft.files import digest
 from foredraft.machine import this_machine
 from foredraft.models.attention import StaticMemory
-from foredraft.models.cache import FRONT, KVCache
+from foredraft.models.cache import FRONT, KVCache, Storage
 from foredraft.models.compiled import LONGEST, MOST_ROWS, Layered, check_batch
 from foredraft.models.config import DecoderConfig
 from foredraft.models.rotary import Rotation
@@ -82,25 +82,22 @@ class AheadSteps:
 
         So a step never looks at all there are, which would be another kind to the compiler.
         """
-        place = {"dtype": decoder.dtype, "device": decoder.device}
-        cache = KVCache(decoder.config, batch, capacity, spare=spare + 1, **place)
-        cache.capacity -= 1
-        return cache
+        config, dtype, device = decoder.config, decoder.dtype, decoder.device
+        homes = [device] * config.n_layers
+        storage = Storage.allocate(config, batch, capacity + spare + 1, dtype, homes)
+        place = {"dtype": dtype, "device": device, "storage": storage}
+        return KVCache(config, batch, capacity, spare=spare, **place)
 
     def takes(self, tokens: Tokens, cache: KVCache, plan: SkipPlan, start: Hidden | None) -> bool:
         """Whether this is a step, of few new tokens behind a text, whose plan is compiled.
 
         A pass that starts after some layers ends what a draft, left after these, began.
         """
-        is_step = cache.longest > 0 and tokens.shape[1] <= LONGEST
+        is_step = cache.longest > 0 and 0 < tokens.shape[1] <= LONGEST
         is_ours = cache.capacity < cache.keys[0].shape[2]
         if start is not None:
             plan = SkipPlan.early_exit(0, len(cache.keys)) - plan
         return is_step and is_ours and plan in self.plans
-
-    def takes_rows(self, hidden: Tensor) -> bool:
-        """Whether these are few enough positions for the compiled head."""
-        return hidden.numel() // hidden.shape[-1] <= MOST_ROWS
 
     def hidden(
         self,
@@ -113,18 +110,18 @@ class AheadSteps:
         """Do what `Decoder.hidden` does, in a step."""
         check_batch(tokens, cache)
         batch, n_new = tokens.shape
-        n_seen = cache.front_size(n_new)
+        n_seen = cache.longest + n_new
         reached = _reached(decoder.config, n_seen)
         kind = Kind(batch == 1, n_new == 1, reached, plan, start is not None)
         graph = self._graph(decoder, kind, lambda: _step_exported(decoder.unpacked(), kind))
         return graph(
-            tokens.contiguous() if start is None else start.contiguous(),
+            tokens.long().contiguous() if start is None else start.contiguous(),
             cache.positions(n_new).contiguous(),
             cache.table.cos,
             cache.table.sin,
             torch.arange(n_seen),
-            cache.keys,
-            cache.values,
+            *cache.keys,
+            *cache.values,
         )
 
     def logits(self, decoder: Whole, hidden: Tensor) -> Tensor:
@@ -143,7 +140,7 @@ class AheadSteps:
             file = self._folder / f"{hashlib.sha256(repr(kind).encode()).hexdigest()[:16]}.pt2"
             if not file.is_file():
                 _compile(export, file)
-            self._graphs[kind] = torch._inductor.aoti_load_package(str(file))
+            self._graphs[kind] = _loaded(file)
         return self._graphs[kind]
 
 
@@ -244,6 +241,7 @@ def _head_exported(decoder: Whole, is_one: bool) -> torch.export.ExportedProgram
 
 def _compile(export: Callable[[], torch.export.ExportedProgram], file: Path) -> None:
     """Make a file of a graph, whole or not at all."""
+    _require_compiler()
     _LOG.warning("compiling a step for this processor, once: a minute or two")
     file.parent.mkdir(parents=True, exist_ok=True)
     quietly = contextlib.redirect_stderr(io.StringIO())  # which trials win is printed there
@@ -253,6 +251,28 @@ def _compile(export: Callable[[], torch.export.ExportedProgram], file: Path) -> 
             export(), package_path=str(Path(folder) / file.name), inductor_configs=dict(SETTINGS)
         )
         os.replace(made, file)
+
+
+def _require_compiler() -> None:
+    from torch._inductor import cpp_builder, exc  # takes longer to import than torch
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, OSError) as error:
+        raise ValueError(
+            "no C++ compiler was found, which compiled steps need on a processor: install g++, or "
+            "name one in CXX, or load the model without compile"
+        ) from error
+
+
+def _loaded(file: Path) -> Graph:
+    """Give what a file holds as a function of its tensors, one by one.
+
+    The package's own call reads the form of its arguments anew each time, which takes as long as a
+    layer of a small model.
+    """
+    loader = torch._inductor.aoti_load_package(str(file)).loader
+    return lambda *tensors: loader.boxed_run(list(tensors))[0]
 
 
 def _reached(config: DecoderConfig, n_seen: int) -> tuple[int, ...]:

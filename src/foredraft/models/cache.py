@@ -18,7 +18,7 @@ from foredraft.models.rotary import Rotation
 from foredraft.types import Float, Int, Tensor
 
 FRONT = 128
-"""The least of the sizes in which a compiled step looks at a cache; each other is twice another."""
+"""The least of the sizes in which a step on a GPU looks at a cache; each other is twice another."""
 
 
 def fitting(n: int) -> int:
@@ -67,8 +67,9 @@ class Storage:
 class KVCache:
     """Keys and values of every layer, for a batch of rows that advance independently.
 
-    `keys[layer]` and `values[layer]` have shape [batch, kv_head, capacity, head_dim]. `lengths` are
-    the committed lengths, one a row, known on the host so that nothing has to ask the device.
+    `keys[layer]` and `values[layer]` have shape [batch, kv_head, slots, head_dim], as many slots as
+    `capacity` or more. `lengths` are the committed lengths, one a row, known on the host so that
+    nothing has to ask the device.
     """
 
     def __init__(  # noqa: PLR0913 - a shape, a place, and what may be there already
@@ -85,8 +86,8 @@ class KVCache:
         """Allocate for `batch` rows of at most `capacity` positions.
 
         `spare` slots more take what is written behind a row and never kept: padding, and drafts
-        beyond the end of a text. They may lie beyond the model's last position. `storage` of that
-        many slots is taken over, if it is given.
+        beyond the end of a text. They may lie beyond the model's last position. `storage` of so
+        many slots or more is taken over, if it is given.
         """
         if batch < 1 or capacity < 1:
             raise ValueError(f"batch={batch}, capacity={capacity}: both must be at least 1")
@@ -95,12 +96,12 @@ class KVCache:
                 f"capacity {capacity} exceeds the model's {config.max_positions} positions: "
                 "shorten the prompt or ask for fewer new tokens"
             )
-        slots = capacity + spare
+        self.capacity = capacity + spare
         homes = [torch.device(device)] * config.n_layers
-        storage = storage or Storage.allocate(config, batch, slots, dtype, homes)
+        storage = storage or Storage.allocate(config, batch, self.capacity, dtype, homes)
         self.keys, self.values, self.graphs = storage.keys, storage.values, storage.graphs
         self._flatten()
-        self.capacity = slots
+        slots = self.keys[0].shape[2]
         self._places = torch.arange(slots, device=device)
         self.table = config.rotation(self._places, dtype)
         starts = torch.arange(batch * config.n_kv_heads, device=device) * slots
@@ -162,16 +163,12 @@ class KVCache:
         """Look the rotary embedding of any positions up."""
         return self.table[positions]
 
-    def front_size(self, n_new: int) -> int:
-        """Say how many slots a compiled step looks at: so many that n_new more positions fit.
+    def front(self, n_new: int) -> list[tuple[Tensor, Tensor]]:
+        """Give the first slots of each layer's keys and values: so many that n_new more fit.
 
         That is `FRONT` times a power of two, or all: few sizes, however a text grows.
         """
-        return min(fitting(self.longest + n_new), self.capacity)
-
-    def front(self, n_new: int) -> list[tuple[Tensor, Tensor]]:
-        """Give the first slots of each layer's keys and values, as many as a step looks at."""
-        size = self.front_size(n_new)
+        size = min(fitting(self.longest + n_new), self.capacity)
         if size not in self._fronts:
             pairs = zip(self.keys, self.values, strict=True)
             self._fronts[size] = [

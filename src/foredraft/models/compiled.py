@@ -111,11 +111,7 @@ class CompiledSteps:
         start: Hidden | None,
     ) -> bool:
         """Whether this is a step: few new tokens, behind a text."""
-        return cache.longest > 0 and tokens.shape[1] <= LONGEST
-
-    def takes_rows(self, hidden: Tensor) -> bool:
-        """Whether these are few enough positions for the compiled head."""
-        return hidden.numel() // hidden.shape[-1] <= MOST_ROWS
+        return cache.longest > 0 and 0 < tokens.shape[1] <= LONGEST
 
     def hidden(
         self,
@@ -205,6 +201,11 @@ class _Pass:
                 memory = StaticMemory(rotation, positions, keys, values, group, window, is_long)
                 hidden = self.steps.part(part, layer, hidden, memory)
         return hidden
+
+
+def is_few(hidden: Tensor) -> bool:
+    """Whether these are few enough positions for a compiled head."""
+    return 0 < hidden.numel() // hidden.shape[-1] <= MOST_ROWS
 
 
 def check_batch(tokens: Int[Tensor, "batch new"], cache: KVCache) -> None:

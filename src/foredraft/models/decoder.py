@@ -18,7 +18,7 @@ from torch import nn
 from foredraft.models.ahead import AheadSteps
 from foredraft.models.attention import Memory, TextMemory, attend, attend_causally
 from foredraft.models.cache import KVCache, Storage
-from foredraft.models.compiled import CompiledSteps
+from foredraft.models.compiled import CompiledSteps, is_few
 from foredraft.models.config import DecoderConfig
 from foredraft.models.packing import PackedLinear, can_pack, pack
 from foredraft.models.placement import Files, Placement, dispatch
@@ -194,7 +194,12 @@ class Decoder(nn.Module):
         return self
 
     def place(self, placement: Placement, files: Files) -> "Decoder":
-        """Let each part run where it is placed, from now on; see `foredraft.models.placement`."""
+        """Let each part run where it is placed, from now on; see `foredraft.models.placement`.
+
+        Raises ValueError for a compiled model.
+        """
+        if self.steps is not None:
+            raise ValueError("a compiled model cannot be placed: load it with device_map= alone")
         homes = placement.homes
         if self.config.tied and self.head is not None and homes["embedding"] == homes["head"]:
             self.head.weight = self.embedding.weight
@@ -223,17 +228,27 @@ class Decoder(nn.Module):
         """Compile decoding steps, as fits the device, when they are first made.
 
         On a GPU all plans share what is compiled. On a processor passes of all branches are, and
-        those of `plans`, each by itself; see `foredraft.models.ahead`.
+        those of `plans`, each by itself; see `foredraft.models.ahead`. The weights must stay as
+        they are from then on.
+
+        Raises ValueError for a model that lies on several devices.
         """
+        if self.placement is not None:
+            raise ValueError("a placed model cannot be compiled: load it onto one device")
         is_cpu = self.device.type == "cpu"
         self.steps = AheadSteps(plans) if is_cpu else CompiledSteps()
         return self
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Decoder":
-        if self.is_packed or self.placement is not None:
-            told = "packed" if self.is_packed else "placed"
+        states = {
+            "packed": self.is_packed,
+            "placed": self.placement is not None,
+            "compiled": self.steps is not None,
+        }
+        told = [state for state, holds in states.items() if holds]
+        if told:
             raise ValueError(
-                f"a {told} model cannot be moved or converted: load it again with device= and "
+                f"a {told[0]} model cannot be moved or converted: load it again with device= and "
                 "dtype="
             )
         return super()._apply(fn, recurse)
@@ -324,7 +339,7 @@ class Decoder(nn.Module):
         self, hidden: Float[Tensor, "*batch hidden"], head: nn.Module | None = None
     ) -> Logits:
         """Apply the final norm, the head (or some rows of it) and Gemma-2's final soft-cap."""
-        if self.steps is not None and head is None and self.steps.takes_rows(hidden):
+        if self.steps is not None and head is None and is_few(hidden):
             return self.steps.logits(self, hidden)
         logits = self.all_logits(hidden, head)
         return logits if self.placement is None else logits.to(self.device)

@@ -23,8 +23,8 @@ def stated(fields: Mapping[str, Any]) -> StatedConfig | None:
     if not all(name in fields and check(fields[name]) for name, check in checks.items()):
         return None
     heads_fit = fields["hidden_size"] % fields["num_attention_heads"] == 0
-    kinds = fields.get("layer_types", [None] * fields["num_hidden_layers"])
-    if not heads_fit or len(kinds) != fields["num_hidden_layers"]:
+    kinds = fields.get("layer_types", ["full_attention"] * fields["num_hidden_layers"])
+    if not heads_fit or not _are_kinds(kinds) or len(kinds) != fields["num_hidden_layers"]:
         return None
     return StatedConfig(**fields)
 

@@ -211,7 +211,7 @@ class _Band:
 
     def _mask(self, window: int | None) -> Mask:
         here, device = self.positions, self.positions.device
-        slots = torch.arange(self.cache.capacity, device=device)
+        slots = torch.arange(self.cache.keys[0].shape[2], device=device)
         verified = slots < here[..., None] - self.k
         if window is not None:
             verified &= slots > here[..., None] - window

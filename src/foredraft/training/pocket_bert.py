@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
 from tokenizers import Tokenizer
 
 from foredraft import paths
@@ -59,6 +60,8 @@ def make(recipe: Recipe, *, device: str = "cpu", report: Report = lambda step: N
     train = rows_of(docs.train, tokenizer, recipe.masking, length=length, seed=recipe.seed)
     package = evaluated_rows(docs.held_out_package, tokenizer, length=length)
     model, progress = pretrain_bert(recipe, train, package, device=device, report=report)
+    if not PartialState().is_main_process:
+        return paths.model(recipe.name)
     files = evaluated_rows(docs.held_out_files, tokenizer, length=length)
     folder = ship(recipe, model, tokenizer)
     shipped = BertForPretraining.from_pretrained(folder, dtype=torch.float32)
