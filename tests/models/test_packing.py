@@ -1,17 +1,23 @@
-"""Weights in the processor's own layout: the same numbers, the same state dict, no way back."""
+"""Weights laid out for the processor: the same numbers, the same state dict, no way back."""
 
 import pytest
 import torch
 from torch import nn
 
 import foredraft as fd
-from foredraft.models.packing import PackedLinear, can_pack
+from foredraft.models import packing
+from foredraft.models.packing import MANY_ROWS, InferenceLinear, PackedLinear, WidenedLinear
 from tests.decoding.conftest import tiny
 
-bf16_is_packed = can_pack(torch.zeros(2, 2, dtype=torch.bfloat16))
-where_packed = pytest.mark.skipif(
-    not bf16_is_packed, reason="this processor has no bf16 layout, nor the operations"
-)
+KINDS = (PackedLinear, WidenedLinear) if packing.has_layout() else (WidenedLinear,)
+"""Where oneDNN has no layout for bf16, there is nothing packed to test."""
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__, autouse=True)
+def kind(request, monkeypatch) -> type[InferenceLinear]:
+    """How weights are laid out, whatever suits this processor."""
+    monkeypatch.setattr(packing, "has_layout", lambda: request.param is PackedLinear)
+    return request.param
 
 
 def plain(family):
@@ -22,27 +28,39 @@ def packed(family):
     return fd.Decoder.from_tensors(plain(family).config, plain(family).state_dict()).pack()
 
 
-@where_packed
+@pytest.mark.parametrize("seq", [1, 5, 9])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_a_packed_decoder_gives_the_plain_one_s_logits(family):
+def test_a_packed_decoder_gives_the_plain_one_s_logits(family, seq):
     """Up to bf16's rounding of sums that are taken in another order."""
-    tokens = torch.randint(40, (2, 9), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(40, (2, seq), generator=torch.Generator().manual_seed(0))
     wanted = plain(family)(tokens).float()
     bound = 8 * torch.finfo(torch.bfloat16).eps * wanted.abs().max().item()
     torch.testing.assert_close(packed(family)(tokens).float(), wanted, atol=bound, rtol=0)
 
 
-@where_packed
 @pytest.mark.parametrize("rows", [1, 2, 5, 8])
-def test_a_row_s_result_does_not_depend_on_its_neighbours(rows):
+def test_a_row_s_result_does_not_depend_on_its_neighbours(kind, rows):
     """What makes verifying several tokens at once the same as decoding them one by one."""
     generator = torch.Generator().manual_seed(1)
-    linear = PackedLinear(torch.randn(48, 32, generator=generator).bfloat16())
+    linear = kind(torch.randn(48, 32, generator=generator).bfloat16())
     x = torch.randn(9, 32, generator=generator).bfloat16()
     assert torch.equal(linear(x[:rows].contiguous()), linear(x)[:rows])
 
 
-@where_packed
+@pytest.mark.parametrize("shape", [(MANY_ROWS - 1,), (MANY_ROWS,), (3, 7), (1, 40)])
+def test_many_rows_are_rounded_once(kind, shape, monkeypatch):
+    """A weight of several parts, the last of them shorter."""
+    monkeypatch.setattr(packing, "PART", 7 * 32)
+    generator = torch.Generator().manual_seed(3)
+    weight, bias = (torch.randn(s, generator=generator).bfloat16() for s in ((48, 32), (48,)))
+    x = torch.randn(*shape, 32, generator=generator).bfloat16()
+    wanted = x.double() @ weight.double().T + bias.double()
+    found = kind(weight, bias)(x)
+    assert found.dtype == torch.bfloat16
+    bound = 0.51 * torch.finfo(torch.bfloat16).eps
+    assert ((found.double() - wanted).abs() <= bound * wanted.abs() + 1e-4).all()
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_the_state_dict_is_the_plain_one(family):
     wanted, found = plain(family).state_dict(), packed(family).state_dict()
@@ -50,16 +68,14 @@ def test_the_state_dict_is_the_plain_one(family):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-@where_packed
-def test_a_bias_is_kept_and_added():
+def test_a_bias_is_kept_and_added(kind):
     generator = torch.Generator().manual_seed(2)
     weight, bias = (torch.randn(s, generator=generator).bfloat16() for s in ((6, 4), (6,)))
-    linear, x = PackedLinear(weight, bias), torch.eye(4).bfloat16()
+    linear, x = kind(weight, bias), torch.eye(4).bfloat16()
     assert torch.equal(linear.state_dict()["bias"], bias)
     torch.testing.assert_close(linear(x), weight.T + bias, atol=0, rtol=2**-7)
 
 
-@where_packed
 def test_what_is_packed_cannot_be_moved_or_converted_and_stays_whole():
     decoder = packed("llama")
     with pytest.raises(ValueError, match="load it again"):
@@ -71,11 +87,10 @@ def test_what_is_packed_cannot_be_moved_or_converted_and_stays_whole():
 def test_wider_weights_stay_as_they_are(dtype):
     decoder = tiny("llama", 40, 3, dtype).pack()
     assert not decoder.is_packed
-    assert PackedLinear not in {type(module) for module in decoder.modules()}
+    assert not any(isinstance(module, InferenceLinear) for module in decoder.modules())
 
 
-def test_a_pocket_model_is_packed_where_the_processor_can(tmp_path):
+def test_a_pocket_model_is_laid_out_for_the_processor(kind):
     decoder, _ = fd.load("pocket-llama")
-    kinds = {type(module) for module in decoder.modules()}
-    assert (PackedLinear in kinds) == bf16_is_packed
-    assert (nn.Linear in kinds) != bf16_is_packed
+    linear = {type(m) for m in decoder.modules() if isinstance(m, (InferenceLinear, nn.Linear))}
+    assert linear == {kind}

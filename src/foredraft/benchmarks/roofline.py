@@ -19,7 +19,7 @@ from foredraft.benchmarks.ratios import value_of
 from foredraft.models.config import DecoderConfig
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load
-from foredraft.models.packing import PackedLinear, can_pack
+from foredraft.models.packing import can_pack, packed_linear
 from foredraft.models.skip import Parts
 from foredraft.types import Tensor
 
@@ -200,8 +200,8 @@ def _gemv(dtype: torch.dtype, device: str, sizes: Sizes) -> Work:
 
 def _product(weight: Tensor, row: Tensor) -> Callable[[], object]:
     if can_pack(weight):
-        packed = PackedLinear(weight)
-        return lambda: packed(row)
+        linear = packed_linear(weight)
+        return lambda: linear(row)
     return lambda: F.linear(row, weight)
 
 

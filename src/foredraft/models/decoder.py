@@ -20,7 +20,7 @@ from foredraft.models.attention import Memory, TextMemory, attend, attend_causal
 from foredraft.models.cache import KVCache, Storage
 from foredraft.models.compiled import CompiledSteps, is_few
 from foredraft.models.config import DecoderConfig
-from foredraft.models.packing import PackedLinear, can_pack, pack
+from foredraft.models.packing import can_pack, pack, packed_linear
 from foredraft.models.placement import Files, Placement, dispatch
 from foredraft.models.skip import SkipPlan
 from foredraft.models.weights import decoder_tensors
@@ -208,12 +208,12 @@ class Decoder(nn.Module):
         return self
 
     def pack(self) -> "Decoder":
-        """Lay the weights out for this processor, if it has a layout of its own; for inference."""
+        """Lay bf16 weights out for this processor, for inference; others stay as they are."""
         if not can_pack(self.embedding.weight):
             return self
         pack(self)
         if self.head is None:
-            self.head = PackedLinear(self.embedding.weight, is_copy=True)
+            self.head = packed_linear(self.embedding.weight, is_copy=True)
         for module in self.modules():
             if isinstance(module, Norm):
                 module.freeze()
@@ -362,7 +362,7 @@ class Decoder(nn.Module):
         if self.placement is not None:
             rows = rows.to(self.placement.runs_on("norm"))
         if can_pack(rows):
-            return PackedLinear(rows, is_copy=True)
+            return packed_linear(rows, is_copy=True)
         head = nn.Linear(*reversed(rows.shape), bias=False, device="meta")
         head.weight = nn.Parameter(rows, requires_grad=False)
         return head
