@@ -261,6 +261,19 @@ def test_a_drafter_without_laws_gets_one_length_and_a_gate(subject):
     assert lengths.shape == tuple(recorded.accepted.shape)
 
 
+@pytest.mark.parametrize(
+    ("texts", "accepted"), [([[0] * 6] * 4, 0.0), ([[1] * 6] * 4, 0.0), ([[LONGEST] * 6] * 4, 1.0)]
+)
+def test_what_never_came_to_the_test_is_not_counted_on(texts, accepted):
+    """Of so few texts none may have a draft of which a second token could stand or fall."""
+    recorded = written(*texts)
+    rule = gating_chances.expected_gain(recorded, COSTS, settings()).rule
+    assert rule.later == accepted
+    lengths = gating_chances.informed(recorded, COSTS)(recorded)
+    assert lengths.min() >= 0
+    assert lengths.max() <= LONGEST
+
+
 def test_what_all_signals_say_is_a_length_for_every_place(tuning, held_out):
     lengths = gating_chances.informed(tuning, COSTS)(held_out)
     assert lengths.shape == tuple(held_out.accepted.shape)

@@ -153,7 +153,7 @@ def _fitted(
     drafts = tokens_drafted(recorded)
     if not len(drafts):  # a drafter with no law to look at
         flat = Curve((0.0,), (float(accepted.mean()),))
-        later = float(np.mean(_later(recorded)))
+        later = _chance(_later(recorded))
         return ExpectedGain(costs, 1.0, params.longest, opening, flat, flat, later, seen)
     behind = drafts.dropna(subset="next")
     return ExpectedGain(
@@ -163,14 +163,21 @@ def _fitted(
         opening=opening,
         stands=_isotonic(numbers(drafts, drawn), numbers(drafts, "stands"), falls=falls),
         follows=_isotonic(numbers(behind, drawn), numbers(behind, "next"), falls=falls),
-        later=float(numbers(behind, "next").mean()),
+        later=_chance(numbers(behind, "next")),
         opening_signal=seen,
         draft_signal=SIGNALS[drawn],
     )
 
 
+def _chance(happened: np.ndarray) -> float:
+    """Give how often something happened; 0 where it never came to the test: do not count on it."""
+    return float(happened.mean()) if len(happened) else 0.0
+
+
 def _isotonic(signal: np.ndarray, happened: np.ndarray, *, falls: bool = False) -> Curve:
     """Fit a chance that rises with a signal, or falls."""
+    if not len(happened):
+        return Curve((0.0,), (_chance(happened),))
     fit = IsotonicRegression(y_min=0, y_max=1, increasing=not falls)
     fit.fit(signal, happened)
     knots, first = np.unique(fit.X_thresholds_, return_index=True)
@@ -224,7 +231,7 @@ def part_of(recorded: Script, texts: Sequence[int]) -> Script:
 def _trees(known: np.ndarray, happened: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Fit a chance by boosted trees; a constant where all or none happened."""
     if happened.all() or not happened.any():
-        return lambda rows: np.full(len(rows), happened.mean())
+        return lambda rows: np.full(len(rows), _chance(happened))
     fit = HistGradientBoostingClassifier(
         max_iter=60, learning_rate=0.08, max_leaf_nodes=8, min_samples_leaf=40, random_state=0
     ).fit(known, happened > 0)
@@ -240,7 +247,7 @@ def _chosen(
     longest: int,
 ) -> Callable[[Script], np.ndarray]:
     """Make the rule of one rate, and of drafts that are no longer than this."""
-    later = float(np.mean(_later(tuned_on)))
+    later = _chance(_later(tuned_on))
     flat = Curve((0.0,), (later,))
     rule = ExpectedGain(costs, rate, longest, flat, flat, flat, later)
     stands = follows = None
