@@ -262,11 +262,23 @@ def test_a_drafter_without_laws_gets_one_length_and_a_gate(subject):
 
 
 @pytest.mark.parametrize(
-    ("texts", "accepted"), [([[0] * 6] * 4, 0.0), ([[1] * 6] * 4, 0.0), ([[LONGEST] * 6] * 4, 1.0)]
+    ("texts", "drafted", "accepted"),
+    [
+        ([[0] * 6] * 4, LONGEST, 0.0),
+        ([[0] * 6] * 4, 0, 0.0),
+        ([[1] * 6] * 4, 1, 0.0),
+        ([[1] * 6] * 4, LONGEST, 0.0),
+        ([[LONGEST] * 6] * 4, LONGEST, 1.0),
+    ],
 )
-def test_what_never_came_to_the_test_is_not_counted_on(texts, accepted):
-    """Of so few texts none may have a draft of which a second token could stand or fall."""
-    recorded = written(*texts)
+@pytest.mark.parametrize("has_laws", [True, False])
+def test_what_never_came_to_the_test_is_not_counted_on(texts, drafted, accepted, has_laws):
+    """Of so few texts none may have a draft, or one of which a second token could stand or fall.
+
+    In the last two cases second tokens came to the test, and say themselves what they are worth.
+    """
+    recorded = written(*texts, lengths=drafted)
+    recorded = recorded if has_laws else replace(recorded, signals={})
     rule = gating_chances.expected_gain(recorded, COSTS, settings()).rule
     assert rule.later == accepted
     lengths = gating_chances.informed(recorded, COSTS)(recorded)

@@ -494,7 +494,7 @@ def test_on_one_device_a_map_changes_nothing(saved):
     for device_map in ("auto", {"": "cpu"}):
         decoder, _ = fd.load(saved("llama", torch.bfloat16), device_map=device_map)
         assert decoder.placement is None
-        assert decoder.is_packed == fd.load(saved("llama", torch.bfloat16))[0].is_packed
+        assert decoder.is_packed
 
 
 def test_what_no_longer_fits_into_memory_goes_into_files(saved, text, monkeypatch):

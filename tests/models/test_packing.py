@@ -40,7 +40,7 @@ def test_a_packed_decoder_gives_the_plain_one_s_logits(family, seq):
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 8])
 def test_a_row_s_result_does_not_depend_on_its_neighbours(kind, rows):
-    """What makes verifying several tokens at once the same as decoding them one by one."""
+    """What makes verifying a few tokens at once the same as decoding them one by one."""
     generator = torch.Generator().manual_seed(1)
     linear = kind(torch.randn(48, 32, generator=generator).bfloat16())
     x = torch.randn(9, 32, generator=generator).bfloat16()
@@ -94,3 +94,8 @@ def test_a_pocket_model_is_laid_out_for_the_processor(kind):
     decoder, _ = fd.load("pocket-llama")
     linear = {type(m) for m in decoder.modules() if isinstance(m, (InferenceLinear, nn.Linear))}
     assert linear == {kind}
+
+
+def test_a_processor_with_avx_512_has_a_layout(monkeypatch):
+    monkeypatch.undo()
+    assert packing.has_layout() or torch.backends.cpu.get_cpu_capability() != "AVX512"

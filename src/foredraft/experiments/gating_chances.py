@@ -152,7 +152,7 @@ def _fitted(
     opening = _isotonic(numbers(table, name), accepted, falls=name == "entropy")
     drafts = tokens_drafted(recorded)
     if not len(drafts):  # a drafter with no law to look at
-        flat = Curve((0.0,), (float(accepted.mean()),))
+        flat = Curve((0.0,), (_chance(accepted),))
         later = _chance(_later(recorded))
         return ExpectedGain(costs, 1.0, params.longest, opening, flat, flat, later, seen)
     behind = drafts.dropna(subset="next")

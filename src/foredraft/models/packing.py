@@ -6,10 +6,11 @@ each call: one row by [1920, 320] takes 141 µs plain and 65 µs packed, one by 
 155 (one thread of an AMD EPYC with AVX-512). A row's result does not depend on how many other rows
 go with it, in either layout; attention's may, so that greedy texts can still part in bf16.
 
-oneDNN has no bf16 for a processor without AVX-512. There a matrix is multiplied row by row, which
-is as fast as it can be read for one row and hopeless for many; written out as float32, part by
-part, it goes through the float32 product instead. [4096, 320] takes 1.45 times less for 8 rows, 2.4
-times for 16, 4.2 for 128; [8192, 768] 0.64, 1.2 and 4.0 (two threads of an AMD EPYC with AVX2).
+Where oneDNN has no bf16, as with AVX2 alone, a matrix is multiplied row by row, which is as fast as
+it can be read for one row and hopeless for many; written out as float32, part by part, it goes
+through the float32 product instead. [4096, 320] takes 1.45 times less for 8 rows, 2.4 times for 16,
+4.2 for 128; [8192, 768] 0.64, 1.2 and 4.0 (two threads of an AMD EPYC with AVX2). A row among
+`MANY_ROWS` or more may there differ in its last bit from the same row among few.
 """
 
 from typing import Any, final
@@ -37,8 +38,8 @@ def _(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
 
 
 MANY_ROWS = 12
-"""From how many rows on float32 is as fast, whatever the matrix; a constant, for a choice by the
-clock would give other texts at each load."""
+"""From how many rows on float32 is as fast, for all matrices measured; a constant, for a choice by
+the clock would give other texts at each load."""
 PART = 1 << 18
 """How many weights are float32 at a time: what a core's own cache holds."""
 
@@ -109,9 +110,11 @@ class WidenedLinear(InferenceLinear):
         n_in = self.weight.shape[1]
         if x.numel() < MANY_ROWS * n_in:
             return F.linear(x, self.weight, self.bias)
-        wide, parts = x.float(), self.weight.split(max(1, PART // n_in))
-        product = torch.cat([F.linear(wide, part.float()) for part in parts], dim=-1)
-        return (product if self.bias is None else product + self.bias).to(x.dtype)
+        wide, size = x.float(), max(1, PART // n_in)
+        parts = self.weight.split(size)
+        biases = [None] * len(parts) if self.bias is None else self.bias.float().split(size)
+        pairs = zip(parts, biases, strict=True)
+        return torch.cat([F.linear(wide, w.float(), b).to(x.dtype) for w, b in pairs], dim=-1)
 
     def plain(self) -> Float[Tensor, "out_features in_features"]:
         """Give the weight as it was."""
