@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from foredraft.intervals import wilson
 from foredraft.live import steps
 from foredraft.models.bert import Bert
+from foredraft.models.packing import has_layout
 from foredraft.models.padding import mean_pool
 from foredraft.training.docstrings import Docstring, words
 from foredraft.types import Float, Tensor
@@ -180,7 +181,8 @@ def fine_tuned(
 ) -> tuple[Bert, list[float]]:
     """Train a copy of an encoder to bring questions near their texts; give its losses too.
 
-    Works in bf16 where autocast has it; the rate falls in a line to zero after a tenth of warm-up.
+    Works in bf16 where the processor has it; the rate falls in a line to zero after a tenth of
+    warm-up.
     """
     if len(search.questions) < tuning.pairs:
         raise ValueError(
@@ -199,7 +201,7 @@ def fine_tuned(
         for group in optimizer.param_groups:
             group["lr"] = tuning.peak_learning_rate * _rate_share(step, tuning.steps)
         picks = torch.randperm(len(search.questions), generator=generator)[: tuning.pairs].tolist()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_layout()):
             questions, texts = (
                 _features(tuned, tokenizer, [told[index] for index in picks])
                 for told in (search.questions, search.texts)
