@@ -96,7 +96,7 @@ def test_the_target_s_law_is_that_of_reading_each_text_by_itself(family):
 
 
 def test_the_roomier_cache_of_compiled_steps_rehearses_alike(family, monkeypatch):
-    model = tiny(family, VOCAB, 3, torch.float64).compile_steps()
+    model = decoder(family).unpacked().compile_steps()  # the other tests keep theirs
     monkeypatch.setattr(AheadSteps, "takes", lambda *_: False)  # compiling is not asked here
     monkeypatch.setattr(AheadSteps, "logits", lambda _, model, hidden: model.all_logits(hidden))
     sampler = fd.Sampler()
