@@ -7,6 +7,7 @@ import torch
 
 import foredraft as fd
 from foredraft.bench import Schedule
+from foredraft.benchmarks import roofline
 from foredraft.benchmarks.roofline import (
     FORWARD,
     GEMV,
@@ -38,6 +39,20 @@ class Metronome:
 
     def __call__(self) -> float:
         self.seconds += 1.0
+        return self.seconds
+
+
+class Stopwatch:
+    """A clock that goes by a microsecond a look, and by what it is turned."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def turn(self, seconds: float) -> None:
+        self.seconds += seconds
+
+    def __call__(self) -> float:
+        self.seconds += 1e-6
         return self.seconds
 
 
@@ -77,10 +92,34 @@ def test_a_share_is_bytes_over_the_roofs_bytes_where_both_take_as_long(table, de
     passes = table.loc[table["what"] == FORWARD]
     for row in passes.to_dict("records"):
         read = bytes_per_token(decoder, int(row["context"])) / 1e6
-        assert row["share_median"] == pytest.approx(read / roof)
+        assert row["product_share_median"] == row["memory_share_median"]
+        assert row["memory_share_median"] == pytest.approx(read / roof)
         assert row["growth_median"] == 1
         assert row["gigabytes_per_second_median"] == pytest.approx(read / 1e3)
     assert len(passes) == 4
+
+
+def test_the_memorys_share_is_beside_a_float32_product_and_the_other_beside_the_models_own(
+    decoder, monkeypatch
+):
+    """The own product takes 6 seconds, that in float32 2, a pass 3: paces of 1/6, 1/2 and 1/3."""
+    clock = Stopwatch()
+    took = {torch.bfloat16: 6, torch.float32: 2}
+    monkeypatch.setattr(
+        roofline, "_product", lambda weight, row: lambda: clock.turn(took[weight.dtype])
+    )
+
+    def forward(self, tokens, cache):
+        clock.turn(3)
+        return tokens
+
+    monkeypatch.setattr(fd.Decoder, "forward", forward)
+    model = drawn(decoder.config, "cpu", torch.bfloat16)
+    table = roofline_benchmark({"tiny": model}, sizes=replace(SIZES, contexts=(10,)), clock=clock)
+    least = table.loc[table["what"] == FORWARD].iloc[0]
+    scale = least["megabytes"] / table.loc[table["what"] == GEMV, "megabytes"].iloc[0]
+    assert least["product_share_median"] == pytest.approx(6 / 3 * scale, rel=1e-5)
+    assert least["memory_share_median"] == pytest.approx(2 / 3 * scale, rel=1e-5)
 
 
 def test_every_row_says_on_what_it_was_measured_and_how_often(table):
@@ -91,15 +130,20 @@ def test_every_row_says_on_what_it_was_measured_and_how_often(table):
 
 def test_the_ratios_asked_for_are_of_one_token_and_of_the_longest_context(table):
     ratios = asked(table)
-    assert ratios["ratio"].tolist() == ["share of the roof", "context 90 ÷ 10", "4 tokens ÷ 1"]
-    assert ratios["value_median"].iloc[1:].tolist() == [1, 1]
+    assert ratios["ratio"].tolist() == [
+        "share of matrix × vector",
+        "share of the memory",
+        "context 90 ÷ 10",
+        "4 tokens ÷ 1",
+    ]
+    assert ratios["value_median"].iloc[2:].tolist() == [1, 1]
 
 
 def test_a_context_beyond_the_model_is_left_out(decoder):
     sizes = replace(SIZES, contexts=(10, 500))
     table = roofline_benchmark({"tiny": decoder}, sizes=sizes, clock=Metronome())
     assert table["context"].max() == 10
-    assert asked(table)["ratio"].tolist()[1] == "context 10 ÷ 10"
+    assert asked(table)["ratio"].tolist()[2] == "context 10 ÷ 10"
 
 
 def test_a_pass_is_timed_behind_its_context(decoder, monkeypatch):
