@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pandas as pd
 import pytest
 import torch
 import typer
+from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 import foredraft as fd
 from foredraft import cli, params, paths, recording, results, runner, stages
@@ -236,6 +239,31 @@ def test_what_depends_on_parameters_is_recorded_with_those_of_its_profile(
     assert "profile 'smoke' is for self_speculation, confidence_gating" in err
 
 
+@pytest.fixture
+def wide(monkeypatch):
+    """A benchmark of one row with fifteen figures, which no terminal of 80 has room for."""
+    figures = {f"figure_{place}": 1.125 + place for place in range(15)}
+    measures = {("sampling", "cpu"): lambda: pd.DataFrame([figures])}
+    monkeypatch.setattr(cli, "_benchmarks", lambda *_: measures)
+    return {name: f"{value:.4g}" for name, value in figures.items()}
+
+
+def test_a_wide_table_goes_into_a_pipe_with_a_row_on_a_line(foredraft, wide):
+    code, out, _ = foredraft("bench", "sampling")
+    names, figures = out.splitlines()[:2]
+    assert code == 0
+    assert names.split() == list(wide)
+    assert figures.split() == list(wide.values())
+
+
+def test_a_terminal_too_narrow_for_a_table_cuts_no_figure(foredraft, output, wide):
+    output(terminal=True, width=80)
+    _, out, _ = foredraft("bench", "sampling")
+    assert max(map(cell_len, map(str, map(Text.from_ansi, out.splitlines())))) <= 80
+    told = Counter(filter(str.isdigit, out))
+    assert Counter(filter(str.isdigit, "".join([*wide, *wide.values()]))) <= told
+
+
 def test_self_drafting_is_benched_by_name_with_the_ratios_asked_for(foredraft, monkeypatch):
     def row(library, reuse, rate):
         way = {"strategy": "self-drafting", "library": library, "name": "exit 2", "reuse": reuse}
@@ -285,9 +313,13 @@ def output(monkeypatch, kept):
     """Say whether standard output is a terminal, and whether it has colours."""
     monkeypatch.setattr(fd, "load", kept)
 
-    def be(*, terminal: bool, colours: bool = True) -> None:
+    def be(*, terminal: bool, colours: bool = True, width: int | None = None) -> None:
         console = Console(
-            force_terminal=terminal, color_system="auto", no_color=not colours, _environ=TERMINAL
+            force_terminal=terminal,
+            color_system="auto",
+            no_color=not colours,
+            width=width,
+            _environ=TERMINAL,
         )
         monkeypatch.setattr(cli, "_output", console)
 

@@ -36,8 +36,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+WIDEST = 400
+"""Characters a line of a table may have where it goes into a file or a pipe."""
+
 _progress = Console(stderr=True, highlight=False)
-_output = Console(highlight=False)
+_output = Console(highlight=False, width=None if sys.stdout.isatty() else WIDEST)
 
 LOOKUP = "lookup"
 """The drafter that is no model: the text itself."""
@@ -602,8 +606,9 @@ def _keep(out: Path, slug: str, device: str, frame: "DataFrame") -> None:
 
 
 def _print(frame: "DataFrame") -> None:
+    """Print a row a line, or folded where the terminal is too narrow: no figure is cut."""
     names = _columns(frame)
-    table = Table(*names, box=None, pad_edge=False)
+    table = Table(*(Column(name, overflow="fold") for name in names), box=None, pad_edge=False)
     for row in frame.to_dict("records"):
         table.add_row(*(_cell(row, name) for name in names))
     _output.print(table)
