@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
@@ -69,6 +70,18 @@ def test_a_figure_file_has_no_date_and_no_machine_in_it(outputs):
         assert b"CreationDate" not in content
         assert b"dc:date" not in content
         assert str(paths.ROOT).encode() not in content
+
+
+def test_the_palette_moves_few_pixels_and_none_by_far(outputs, monkeypatch):
+    few, *_ = draw("few")
+    monkeypatch.setattr(figures, "_in_few_colours", lambda png: png)
+    full, *_ = draw("full")
+    with Image.open(few) as written, Image.open(full) as drawn:
+        before, after = (numpy.asarray(each.convert("RGB"), dtype=int) for each in (drawn, written))
+    moved = abs(after - before).max(axis=-1)
+    assert few.stat().st_size < full.stat().st_size / 2
+    assert 0 < moved.max() < 64
+    assert (moved > 8).mean() < 0.01
 
 
 def test_a_saved_figure_is_closed_and_handed_back(outputs):
