@@ -99,12 +99,13 @@ def test_a_share_is_bytes_over_the_roofs_bytes_where_both_take_as_long(table, de
     assert len(passes) == 4
 
 
-def test_the_memorys_share_is_beside_a_float32_product_and_the_other_beside_the_models_own(
-    decoder, monkeypatch
+@pytest.mark.parametrize("wide", [2, 9])
+def test_the_memorys_share_is_beside_the_faster_product_and_the_other_beside_the_models_own(
+    decoder, monkeypatch, wide
 ):
-    """The own product takes 6 seconds, that in float32 2, a pass 3: paces of 1/6, 1/2 and 1/3."""
+    """The own product takes 6 seconds, that in float32 `wide`, a pass 3."""
     clock = Stopwatch()
-    took = {torch.bfloat16: 6, torch.float32: 2}
+    took = {torch.bfloat16: 6, torch.float32: wide}
     monkeypatch.setattr(
         roofline, "_product", lambda weight, row: lambda: clock.turn(took[weight.dtype])
     )
@@ -119,7 +120,16 @@ def test_the_memorys_share_is_beside_a_float32_product_and_the_other_beside_the_
     least = table.loc[table["what"] == FORWARD].iloc[0]
     scale = least["megabytes"] / table.loc[table["what"] == GEMV, "megabytes"].iloc[0]
     assert least["product_share_median"] == pytest.approx(6 / 3 * scale, rel=1e-5)
-    assert least["memory_share_median"] == pytest.approx(2 / 3 * scale, rel=1e-5)
+    assert least["memory_share_median"] == pytest.approx(min(6, wide) / 3 * scale, rel=1e-5)
+
+
+def test_a_share_can_be_computed_again_from_the_products_beside_it(table):
+    products = table.loc[(table["what"] == GEMV) & (table["model"] == "tiny")]
+    assert products["dtype"].tolist() == ["float32", "float32"]
+    roof = products["gigabytes_per_second_median"].max()
+    passes = table.loc[table["what"] == FORWARD]
+    shares = passes["gigabytes_per_second_median"] / roof
+    assert passes["memory_share_median"].tolist() == pytest.approx(shares.tolist())
 
 
 def test_every_row_says_on_what_it_was_measured_and_how_often(table):

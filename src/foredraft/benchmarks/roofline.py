@@ -1,15 +1,16 @@
 """Time what the memory allows, and how near a decoder comes to it.
 
 One token of a batch of one reads every weight once, so a forward pass can run as fast as a matrix
-times a vector reads its matrix. Two such products are measured. That in the model's own precision
-is what a library offers for the same work, and a better kernel may pass it. That in float32 does
-least to what it reads: its pace is the memory's, the roof. A pass of a few tokens reads the same
-bytes, which is what speculation lives on. All arms of a model are timed in alternation, both
-products among them, so that a share is a ratio of neighbours in time.
+times a vector reads its matrix. Two such products are timed: one in the model's own precision, what
+the library offers for the same work, and one in float32, which has the least to do for a byte. The
+faster of them in each round stands for the memory: no more than the most that was seen, which a
+better kernel may pass. A pass of a few tokens reads the same bytes, which is what speculation lives
+on. All arms of a model are timed in alternation, both products among them, so that a share is a
+ratio of neighbours in time.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import pandas
@@ -38,17 +39,17 @@ LLAMA_120M = DecoderConfig(
     windows=(None,) * 16,
     tied=True,
 )
-"""A Llama of 120 million parameters, to be drawn at random: large enough for no cache to hold."""
+"""A Llama of 120 million parameters, to be drawn at random: 240 MB, more than most caches hold."""
 
 SCHEDULE = Schedule(repeats=7, warmup=1, sample_seconds=0.02)
 
 DTYPES = (torch.float32, torch.bfloat16)
 POCKET, RANDOM = "pocket-llama", "120M"
-MEMORY = torch.float32
-"""In which a matrix times a vector reads at the memory's pace: nothing is to be widened."""
+WIDE = torch.float32
+"""In which a product has the least to do for a byte."""
 
 N_PRODUCTS = 2
-"""How many arms stand before the passes of a model: a product in its own precision, and in this."""
+"""How many arms stand before the passes of a model: products in its own precision and in `WIDE`."""
 
 COPY, GEMV, MATRIX, FORWARD = "copy", "matrix × vector", "matrix × matrix", "forward"
 
@@ -56,9 +57,9 @@ COPY, GEMV, MATRIX, FORWARD = "copy", "matrix × vector", "matrix × matrix", "f
 @final
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What is timed: bytes that no cache holds, the side of a square, tokens and contexts."""
+    """What is timed: bytes more than caches hold, the side of a square, tokens and contexts."""
 
-    megabytes: int = 256
+    megabytes: int = 1024
     side: int = 1024
     new_tokens: Sequence[int] = (1, 2, 4, 8, 16)
     compiled_tokens: Sequence[int] = (1, 4, 16)
@@ -66,7 +67,7 @@ class Sizes:
     schedule: Schedule = SCHEDULE
 
 
-LARGE = Sizes(megabytes=1024, side=8192)
+LARGE = Sizes(side=8192)
 """For a GPU."""
 
 
@@ -92,10 +93,11 @@ def roofline_benchmark(
     """Time copies, matrix products and forward passes; a row each.
 
     `product_share` is the rate at which a pass reads weights, keys and values, ÷ that of a matrix
-    times a vector in the same precision; `memory_share` the same ÷ that of one in float32, and more
-    than one only where a cache of the processor holds a part of the model. `growth` is the time of
-    a pass ÷ that of one token behind the least context. `models` None: `pocket-llama` and a random
-    Llama of 120 million parameters, each in bf16, eager and compiled.
+    times a vector in the same precision; `memory_share` the same ÷ the faster one of that and a
+    product in float32. Both may be more than one: where a cache holds a part of the model, or a
+    kernel reads faster than either product. `growth` is the time of a pass ÷ that of one token
+    behind the least context. `models` None: `pocket-llama` and a random Llama of 120 million
+    parameters, each in bf16, eager and compiled.
     """
     sizes = sizes or (Sizes() if device == "cpu" else LARGE)
     report("copies and matrix products")
@@ -104,18 +106,18 @@ def roofline_benchmark(
     for name, decoder in (models or pocket_and_random(device)).items():
         passes = _passes(name, decoder, sizes)
         report(f"{name}: {len(passes)} forward passes")
-        arms = [*(_gemv(dtype, device, sizes) for dtype in (decoder.dtype, MEMORY)), *passes]
-        rows += _rows(arms, _timed(arms, device, sizes, clock))[N_PRODUCTS:]
+        products = [_gemv(dtype, device, sizes, model=name) for dtype in (decoder.dtype, WIDE)]
+        arms = [*products, *passes]
+        rows += _rows(arms, _timed(arms, device, sizes, clock))
     return pandas.DataFrame(rows)
 
 
 def asked(table: pandas.DataFrame) -> pandas.DataFrame:
     """Give the ratios that a reader asks for: shares of the pace, growth with the context."""
-    single = table.loc[(table["what"] == FORWARD) & (table["new_tokens"] == 1)]
     lines: list[dict[str, object]] = []
-    for model, rows in single.groupby("model", sort=False):
-        near, far = rows.iloc[0], rows.iloc[-1]
-        passes = table.loc[table["model"] == model]
+    for model, passes in table.loc[table["what"] == FORWARD].groupby("model", sort=False):
+        single = passes.loc[passes["new_tokens"] == 1]
+        near, far = single.iloc[0], single.iloc[-1]
         many = passes.loc[passes["new_tokens"] == passes["new_tokens"].max()].iloc[0]
         told = {
             "share of matrix × vector": (near, "product_share"),
@@ -197,14 +199,14 @@ def _machine(dtype: torch.dtype, device: str, sizes: Sizes) -> list[Work]:
     ]
 
 
-def _gemv(dtype: torch.dtype, device: str, sizes: Sizes) -> Work:
-    """A matrix that no cache holds times one row, the matrix laid out as a decoder's are."""
+def _gemv(dtype: torch.dtype, device: str, sizes: Sizes, **about: object) -> Work:
+    """A matrix of many bytes times one row, the matrix laid out as a decoder's are."""
     columns_ = 4096
     rows = sizes.megabytes * 10**6 // (columns_ * dtype.itemsize)
     weight = torch.ones(rows, columns_, dtype=dtype, device=device)
     row = torch.ones(1, columns_, dtype=dtype, device=device)
     run = _product(weight, row)
-    about = {"what": GEMV, "dtype": str(dtype).removeprefix("torch."), "new_tokens": 1}
+    about = {"what": GEMV, **about, "dtype": str(dtype).removeprefix("torch."), "new_tokens": 1}
     return Work(about, run, weight.nbytes / 1e6, 2 * weight.numel() / 1e9)
 
 
@@ -234,39 +236,36 @@ def _timed(
 
 def _rows(arms: Sequence[Work], timed: Comparison) -> list[dict[str, object]]:
     """Lay out one row an arm, passes beside both products and the first pass of their model."""
-    places = list(enumerate(arms))
+    rates = [
+        [work.megabytes / 1e3 / seconds for seconds in timed.seconds[str(place)]]
+        for place, work in enumerate(arms)
+    ]
+    roofs = {
+        "product_share": rates[0],
+        "memory_share": [max(both) for both in zip(*rates[:N_PRODUCTS], strict=True)],
+    }
     rows = []
-    for place, work in places:
+    for place, work in enumerate(arms):
         rows.append(
             {
                 **work.about,
                 "batch": 1,
                 "megabytes": work.megabytes,
-                **columns("gigabytes_per_second", _rate(timed, place, work.megabytes / 1e3)),
-                **columns("gigaflops_per_second", _rate(timed, place, work.gigaflops)),
+                **columns("gigabytes_per_second", Spread.of(rates[place])),
+                **columns("gigaflops_per_second", _flops(timed, place, work.gigaflops)),
                 **columns("ms", timed.spread(str(place))),
                 "n": timed.spread(str(place)).n,
                 **timed.labels,
             }
         )
         if work.about["what"] == FORWARD:
-            for product, name in enumerate(("product_share", "memory_share")):
-                share = timed.ratio(str(product), str(place))
-                rows[-1] |= columns(name, _scaled(share, work.megabytes / arms[product].megabytes))
+            for name, roof in roofs.items():
+                pairs = zip(rates[place], roof, strict=True)
+                rows[-1] |= columns(name, Spread.of([rate / most for rate, most in pairs]))
             rows[-1] |= columns("growth", timed.ratio(str(place), str(N_PRODUCTS)))
     return rows
 
 
-def _rate(timed: Comparison, place: int, amount: float) -> Spread:
-    """Say how much a second an arm reached, call by call."""
+def _flops(timed: Comparison, place: int, amount: float) -> Spread:
+    """Say how many operations a second an arm reached, call by call."""
     return Spread.of([amount / seconds for seconds in timed.seconds[str(place)]])
-
-
-def _scaled(spread: Spread, factor: float) -> Spread:
-    return replace(
-        spread,
-        median=spread.median * factor,
-        minimum=spread.minimum * factor,
-        maximum=spread.maximum * factor,
-        interquartile=spread.interquartile * factor,
-    )
