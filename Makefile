@@ -41,8 +41,8 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 sync: $(STAMP) ## write each notebook's .ipynb twin, and in dvc.yaml the modules it imports
 	@foredraft sync
 
-bench: $(STAMP) ## measure this machine: every benchmark briefly, ending in ratios
-	@foredraft bench
+bench: $(STAMP) ## measure this machine: every benchmark briefly; ratios, kept in build/bench.json
+	@foredraft bench --out build/bench.json
 
 site: $(STAMP) ## build the pages in build/site/html, which open without a server or network
 	@rm -rf build/site && mkdir -p build/site/pages

@@ -1,6 +1,7 @@
 """The `foredraft` command."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -197,22 +198,56 @@ def test_a_benchmark_is_shown_or_recorded(foredraft, tmp_path, monkeypatch):
 def test_without_a_name_all_is_benched_briefly_and_kept_where_asked(
     foredraft, tmp_path, monkeypatch, name
 ):
+    asked, keep = [], recording.keep
+    monkeypatch.setattr(recording, "keep", lambda *table: asked.append(table[0]) or keep(*table))
     spread = {"value_median": 1.23456, "value_min": 1, "value_max": 2, "value_iqr": 0.5}
     row = {"ratio": "÷ ours", **spread, "n": 5, "device": "cpu", "threads": 2}
     pages = {slug: lambda **_: pd.DataFrame([row]) for slug in (cli.OVERVIEW, "roofline")}
     monkeypatch.setattr(cli, "_apart", lambda: pages)
     monkeypatch.setattr(roofline, "asked", lambda table: table)
-    file = tmp_path / "ratios.json"
+    file = tmp_path / "new" / "ratios.json"
     words = ["bench", *([name] if name else [])]
     code, out, _ = foredraft(*words)
     assert code == 0
     assert out.splitlines()[1].split()[2:] == ["1.23", "(1–2)", "5", "cpu", "2"]
-    assert not list(tmp_path.iterdir())
+    assert not asked
     assert foredraft(*words, "--out", str(file))[0] == 0
+    assert asked == [file]
     kept = recording.read(file)
     assert kept.table.to_dict("records") == [row]
     assert f"src/foredraft/benchmarks/{name or cli.OVERVIEW}.py" in kept.stamp.inputs
     assert kept.machine.cores > 0
+
+
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [
+        ("", "--out {0} is a folder: name a file in it, say {0}/bench.json"),
+        ("file/b.json", "--out {0}/file/b.json cannot be written: {0}/file is no folder that you"),
+        ("file/new/b.json", "{0}/file is no folder that you may write to; name a file in one"),
+        ("shut/b.json", "{0}/shut is no folder that you may write to; name a file in one"),
+    ],
+)
+def test_nothing_is_measured_for_a_file_that_cannot_be_written(
+    foredraft, tmp_path, monkeypatch, out, told
+):
+    (tmp_path / "file").touch()
+    (tmp_path / "shut").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "shut")  # root may all
+    monkeypatch.setattr(cli, "_apart", lambda: {cli.OVERVIEW: lambda **_: pytest.fail("measured")})
+    code, shown, err = foredraft("bench", "--out", str(tmp_path / out))
+    assert (code, shown) == (2, "")
+    assert told.format(tmp_path) in err
+    assert "Traceback" not in err
+
+
+def test_make_bench_keeps_its_table_where_git_does_not_look():
+    told = subprocess.run(
+        ["make", "--dry-run", "bench"], cwd=paths.ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    assert "foredraft bench --out build/bench.json" in told
+    ignored = ["git", "check-ignore", "build/bench.json"]
+    assert subprocess.run(ignored, cwd=paths.ROOT, check=False).returncode == 0
 
 
 def test_what_depends_on_parameters_is_recorded_with_those_of_its_profile(
@@ -481,6 +516,49 @@ def test_a_way_to_draft_that_makes_no_sense_is_one_line(foredraft, words, told):
     assert "Traceback" not in err
 
 
+@pytest.fixture
+def loaded(monkeypatch, kept):
+    """Note how each model is asked for; whatever that is, it is a plain one on the processor."""
+    calls = []
+
+    def load(name, **options):
+        calls.append((name, options))
+        return kept(name)
+
+    monkeypatch.setattr(fd, "load", load)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("words", "compiled", "device_map"),
+    [((), False, None), (("--compile",), True, None), (("--device-map", "auto"), False, "auto")],
+)
+def test_both_models_are_compiled_as_asked_and_the_target_is_placed(
+    foredraft, loaded, words, compiled, device_map
+):
+    """The draft model goes where the target reads tokens."""
+    assert foredraft("generate", "x", *PAIR, "-n", "2", *words)[0] == 0
+    assert loaded == [
+        ("pocket-llama", {"device": "cpu", "compile": compiled, "device_map": device_map}),
+        ("pocket-llama-draft", {"device": torch.device("cpu"), "compile": compiled}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--compile", "--device-map", "auto"), "error: compile=True and device_map: compiled"),
+        (("--device", "cuda", "--device-map", "auto"), "error: device='cuda' and device_map: give"),
+        (("--device-map", "autto"), "error: unknown device_map 'autto': did you mean 'auto'?"),
+    ],
+)
+def test_a_place_for_a_model_that_makes_no_sense_is_one_line(foredraft, words, told):
+    code, out, err = foredraft("generate", "x", *words)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert "Traceback" not in err
+
+
 def test_a_sampler_that_makes_no_sense_is_one_line_and_no_traceback(foredraft):
     code, out, err = foredraft("generate", "x", "--top-p", "1.5")
     assert (code, out) == (2, "")
@@ -510,6 +588,7 @@ def plans(monkeypatch, tmp_path):
         (("--objective", "-costs"), "unknown objective 'costs': did you mean 'cost'?"),
         (("--costs", "clok"), "unknown kind of costs 'clok': did you mean 'clock'?"),
         (("--engine", "rai"), "unknown engine 'rai': did you mean 'ray'?"),
+        (("--address", "head:6379"), "--address head:6379 is that of a Ray cluster: add --engine"),
         (("--engine", "ray", "--workers", "0"), "workers=0: give 1 or more"),
         (("--engine", "ray", "--device", "cuda"), "Ray's workers have no cuda"),
         (("--temperature", "-1"), "self_speculation.temperature: -1.0 is not allowed"),
@@ -579,8 +658,12 @@ def test_a_search_goes_by_the_clock_unless_told_otherwise(foredraft, plans, sear
     assert (options["temperature"], options["times"], options["engine"]) == (1.0, True, None)
 
 
-def test_a_search_on_a_cluster_has_as_many_workers_as_asked_for(foredraft, plans, searched):
-    assert foredraft("search", "--engine", "ray", "--workers", "3")[0] == 0
+@pytest.mark.parametrize("address", [None, "head:6379"])
+def test_a_search_on_a_cluster_has_as_many_workers_as_asked_for_where_asked(
+    foredraft, plans, searched, address
+):
+    words = ["--address", address] if address else []
+    assert foredraft("search", "--engine", "ray", "--workers", "3", *words)[0] == 0
     ((_, _, options),) = searched
     assert isinstance(options["engine"], Ray)
-    assert options["engine"].workers == 3
+    assert (options["engine"].workers, options["engine"].address) == (3, address)

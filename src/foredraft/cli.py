@@ -22,6 +22,7 @@ from foredraft.articles import ARTICLES, article
 from foredraft.hints import unknown
 
 if TYPE_CHECKING:
+    import torch
     from pandas import DataFrame
     from transformers import PreTrainedTokenizerBase
 
@@ -93,6 +94,10 @@ Slug = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for machines.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+EngineName = Annotated[str, typer.Option(help="local, or ray for a cluster.")]
+Address = Annotated[
+    str | None, typer.Option(help="Of ray: a running cluster; without one, it is started here.")
+]
 
 
 def main() -> None:
@@ -141,10 +146,8 @@ def sweep(  # noqa: PLR0913 - one option a knob
         Path | None, typer.Option(help="A table of settings: a row a point, a column a parameter.")
     ] = None,
     jobs: Annotated[int, typer.Option(help="How many points at a time.")] = 1,
-    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
-    address: Annotated[
-        str | None, typer.Option(help="Of ray: a running cluster; without one, it is started here.")
-    ] = None,
+    engine: EngineName = "local",
+    address: Address = None,
     out: Annotated[
         Path | None, typer.Option(help="Keep the points here instead of in sweeps/<article>.")
     ] = None,
@@ -164,10 +167,7 @@ def sweep(  # noqa: PLR0913 - one option a knob
 
     folder = (out or paths.sweeps(slug)).absolute()
     planned = points(slug, grid(parameter or [], rows(csv) if csv else ({},)), folder)
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
-    if address is not None and engine != "ray":
-        raise ValueError(f"--address {address} is that of a Ray cluster: add --engine ray")
+    _require_engine(engine, address)
     maker = Ray(jobs=jobs, address=address) if engine == "ray" else Local(jobs=jobs)
     require_known(show or [], planned)
     errors = {} if dry_run else _make(planned, maker)
@@ -195,6 +195,14 @@ def sweep(  # noqa: PLR0913 - one option a knob
         raise RuntimeError(
             f"{len(errors)} of {len(planned)} points failed; the same command runs those again"
         )
+
+
+def _require_engine(engine: str, address: str | None) -> None:
+    """Refuse an engine that there is not, and the address of a cluster without Ray."""
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if address is not None and engine != "ray":
+        raise ValueError(f"--address {address} is that of a Ray cluster: add --engine ray")
 
 
 def _make(planned: "Sequence[Point]", engine: "Engine") -> dict[Path, str]:
@@ -325,6 +333,18 @@ def generate(  # noqa: PLR0913 - one option a knob
     top_k: Annotated[int, typer.Option(help="Keep this many tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Keep this much mass; 1: all.")] = 1.0,
     device: Device = "cpu",
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="auto: spread the model over all devices, memory and files, as it fits."),
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile decoding steps: on a processor minutes, once, then kept in files; CUDA "
+            "graphs on a GPU.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     drafter: Annotated[
         str | None,
@@ -353,8 +373,8 @@ def generate(  # noqa: PLR0913 - one option a knob
 
     sampler = fd.Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
     stop = _exit(drafter, draft_length, confidence_exit)
-    decoder, tokenizer = fd.load(model, device=device)
-    proposes = _drafter(drafter, tokenizer, device)
+    decoder, tokenizer = fd.load(model, device=device, compile=compiled, device_map=device_map)
+    proposes = _drafter(drafter, tokenizer, decoder.device, compiled)
     ids = tokenizer.encode(prompt)
     decode = partial(tokenizer.decode, skip_special_tokens=True)
     stream = TokenStream(lambda tokens: str(decode(tokens)), ids)
@@ -373,7 +393,7 @@ def generate(  # noqa: PLR0913 - one option a knob
         max_new_tokens=n,
         drafter=proposes,
         exit_policy=stop,
-        generator=torch.Generator(device).manual_seed(seed),
+        generator=torch.Generator(decoder.device).manual_seed(seed),
         verification=verification,
         on_round=lambda each: show(stream.feed(each.rows[0])),
     )
@@ -397,8 +417,9 @@ def _exit(drafter: str | None, draft_length: int, threshold: float | None) -> "E
 
 
 def _drafter(
-    name: str | None, tokenizer: "PreTrainedTokenizerBase", device: str
+    name: str | None, tokenizer: "PreTrainedTokenizerBase", device: "torch.device", compiled: bool
 ) -> "Drafter | None":
+    """Load a draft model onto the device on which the target reads tokens, compiled if that is."""
     import foredraft as fd
     from foredraft.models.loading import require_same_tokens
 
@@ -406,7 +427,7 @@ def _drafter(
         return None
     if name == LOOKUP:
         return fd.PromptLookupDrafter()
-    draft, read_by = fd.load(name, device=device)
+    draft, read_by = fd.load(name, device=device, compile=compiled)
     require_same_tokens(tokenizer, read_by)
     return fd.ModelDrafter(draft)
 
@@ -437,7 +458,8 @@ def search(  # noqa: PLR0913 - one option a knob
     costs: Annotated[
         str, typer.Option(help="clock: time the parts of a round first; bytes: another machine's.")
     ] = "clock",
-    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    engine: EngineName = "local",
+    address: Address = None,
     workers: Annotated[int, typer.Option(help="Of ray: plans tried at a time.")] = 2,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
 ) -> None:
@@ -451,14 +473,14 @@ def search(  # noqa: PLR0913 - one option a knob
         raise unknown("objective", objective.removeprefix("-"), OBJECTIVES)
     if costs not in ("clock", "bytes"):
         raise unknown("kind of costs", costs, ("clock", "bytes"))
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
+    _require_engine(engine, address)
     given = {"profile": profile, "objective": objective, "trials": trials, "seed": seed}
     given |= {"temperature": temperature, "device": device}
     params = load_params("self_speculation", given)
     if engine == "ray" and params.device != "cpu":
         raise ValueError(f"Ray's workers have no {params.device}: search there with engine local")
-    with Ray(workers=workers) if engine == "ray" else nullcontext() as cluster:
+    joined = Ray(workers=workers, address=address) if engine == "ray" else nullcontext()
+    with joined as cluster:
         found = plan_search.find(
             model or params.model,
             params,
@@ -564,6 +586,8 @@ def bench(
     offered = {*BENCHMARKS, *apart, *(article for article, _ in _benchmarks())}
     if name not in offered:
         raise unknown("benchmark", name, offered)
+    if out is not None:
+        _require_room(out)
     measure = (
         partial(apart[slug], device=device, report=_progress.print)
         if slug in apart
@@ -592,6 +616,18 @@ def _apart() -> dict[str, Callable[..., "DataFrame"]]:
         "contexts": contexts.contexts_benchmark,
         "compiled": compiled.compiled_benchmark,
     }
+
+
+def _require_room(out: Path) -> None:
+    """Refuse, before anything is measured for it, a file that could not be written."""
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file in it, say {out / 'bench.json'}")
+    above = next(each for each in out.absolute().parents if each.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(
+            f"--out {out} cannot be written: {above} is no folder that you may write to; name a "
+            "file in one"
+        )
 
 
 def _keep(out: Path, slug: str, device: str, frame: "DataFrame") -> None:
