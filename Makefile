@@ -36,7 +36,7 @@ suite: $(STAMP)
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 pytest --numprocesses $(JOBS) --dist loadfile
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
-	@jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
+	@jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
 
 sync: $(STAMP) ## write each notebook's .ipynb twin, and in dvc.yaml the modules it imports
 	@foredraft sync

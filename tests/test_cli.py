@@ -90,6 +90,38 @@ def test_parameters_are_yaml(foredraft, ran, tmp_path):
     assert "✓ 01 sampling" in err
 
 
+@pytest.fixture
+def graphics(monkeypatch):
+    """A GPU, as far as anybody asks."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "x"),
+        ("search",),
+        ("pretrain", "pocket-llama"),
+        ("bench", "sampling"),
+        ("record", "sampling"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        ("cuda", "error: this machine has no CUDA device for --device cuda: use --device cpu"),
+        ("gpu", "error: device 'gpu' is not known: choose cpu or cuda"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_before_any_work(
+    foredraft, monkeypatch, words, device, told
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, out, err = foredraft(*words, "--device", device)
+    assert (code, out) == (2, "")
+    assert err.strip() == told
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -97,12 +129,14 @@ def test_parameters_are_yaml(foredraft, ran, tmp_path):
         (("run", "sampling", "-p", "seed"), "error: parameter 'seed' is not name=value"),
         (("run", "sampling", "-p", "seed=[1"), "the value is not YAML"),
         (("bench", "decod"), "error: unknown benchmark 'decod': did you mean 'decode'?"),
+        (("bench", "--self"), "error: unknown benchmark 'overview --self': did you mean"),
         (
             ("bench", "sampling", "--device", "cuda"),
             "error: unknown benchmark 'sampling on cuda': did you mean 'sampling on cpu'?",
         ),
     ],
 )
+@pytest.mark.usefixtures("graphics")
 def test_a_users_mistake_is_one_message_and_exit_code_2(foredraft, ran, words, told):
     code, _, err = foredraft(*words)
     assert code == 2
@@ -552,6 +586,7 @@ def test_both_models_are_compiled_as_asked_and_the_target_is_placed(
         (("--device-map", "autto"), "error: unknown device_map 'autto': did you mean 'auto'?"),
     ],
 )
+@pytest.mark.usefixtures("graphics")
 def test_a_place_for_a_model_that_makes_no_sense_is_one_line(foredraft, words, told):
     code, out, err = foredraft("generate", "x", *words)
     assert (code, out) == (2, "")
@@ -597,6 +632,7 @@ def plans(monkeypatch, tmp_path):
         (("--seed", "-1"), "self_speculation.seed: -1 is not allowed"),
     ],
 )
+@pytest.mark.usefixtures("graphics")
 def test_a_search_that_makes_no_sense_is_one_line_and_leaves_nothing(foredraft, plans, words, told):
     code, out, err = foredraft("search", *words)
     assert (code, out) == (2, "")

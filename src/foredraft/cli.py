@@ -32,6 +32,20 @@ if TYPE_CHECKING:
     from foredraft.sweep.engines import Engine
     from foredraft.sweep.point import Point
 
+
+def _at_hand(device: str | None) -> str | None:
+    """Refuse a device that this machine does not have, before anything is loaded or measured."""
+    if device in (None, "cpu"):
+        return device
+    import torch
+
+    if device.partition(":")[0] != "cuda":
+        raise ValueError(f"device {device!r} is not known: choose cpu or cuda")
+    if not torch.cuda.is_available():
+        raise ValueError(f"this machine has no CUDA device for --device {device}: use --device cpu")
+    return device
+
+
 app = typer.Typer(
     help="Speculative decoding, measured: run the articles, use the models, publish the results.",
     no_args_is_help=True,
@@ -93,7 +107,7 @@ Slug = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for machines.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.", callback=_at_hand)]
 EngineName = Annotated[str, typer.Option(help="local, or ray for a cluster.")]
 Address = Annotated[
     str | None, typer.Option(help="Of ray: a running cluster; without one, it is started here.")
@@ -461,7 +475,7 @@ def search(  # noqa: PLR0913 - one option a knob
     engine: EngineName = "local",
     address: Address = None,
     workers: Annotated[int, typer.Option(help="Of ray: plans tried at a time.")] = 2,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.", callback=_at_hand)] = None,
 ) -> None:
     """Search a model for its best skip plan, decode under it, and keep it in data/plans."""
     from foredraft import paths
@@ -565,8 +579,8 @@ def bench(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="roofline, contexts, compiled, bert, sampling, decode or kernels, or an article; "
-            "without one, the ratios of all but the last, in minutes."
+            help="roofline, contexts, compiled, rounds, bert, sampling, decode or kernels, or an "
+            "article; without one, the ratios of all but rounds and kernels, in minutes."
         ),
     ] = None,
     device: Device = "cpu",
@@ -578,9 +592,9 @@ def bench(
     ] = None,
 ) -> None:
     """Measure on this machine and show medians with least and most."""
-    from foredraft.benchmarks import compiled, contexts, decoding, roofline, self_drafting
+    from foredraft.benchmarks import compiled, contexts, decoding, roofline, rounds, self_drafting
 
-    name = f"{name} --self" if itself else name or OVERVIEW
+    name = (name or OVERVIEW) + " --self" * itself
     slug = BENCHMARKS.get(name, name)
     apart = _apart()
     offered = {*BENCHMARKS, *apart, *(article for article, _ in _benchmarks())}
@@ -596,6 +610,7 @@ def bench(
     frame = measure()
     asked = {"speculative_decoding": decoding.asked, "layer_skipping": self_drafting.asked}
     asked |= {"roofline": roofline.asked, "contexts": contexts.asked, "compiled": compiled.asked}
+    asked |= {"rounds": rounds.asked}
     _print(frame.filter(_narrow(frame)))
     same = [name for name in ("n", *WHERE) if name in frame and len(set(frame[name])) == 1]
     _output.print(", ".join(f"{name} {frame[name].iloc[0]}" for name in same))
@@ -608,13 +623,14 @@ def bench(
 
 def _apart() -> dict[str, Callable[..., "DataFrame"]]:
     """What can be measured and is no article's; any of it on either device."""
-    from foredraft.benchmarks import compiled, contexts, overview, roofline
+    from foredraft.benchmarks import compiled, contexts, overview, roofline, rounds
 
     return {
         OVERVIEW: overview.overview,
         "roofline": roofline.roofline_benchmark,
         "contexts": contexts.contexts_benchmark,
         "compiled": compiled.compiled_benchmark,
+        "rounds": rounds.rounds_benchmark,
     }
 
 
