@@ -7,22 +7,22 @@ position by position, as theory wants it. Passes, draws and verification are tho
 generation. The text means nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from typing import final
 
 import pandas
 import torch
 
-from foredraft.bench import Lap, Spread, alternate, columns, now, synchronised
+from foredraft.bench import Spread, alternate, columns, now, synchronised
 from foredraft.benchmarks.compiled import COMPILED, EAGER
-from foredraft.benchmarks.pace import Pace, paced
 from foredraft.benchmarks.ratios import value_of
-from foredraft.benchmarks.roofline import LLAMA_120M, drawn, forward_pass
+from foredraft.benchmarks.roofline import LLAMA_120M, drawn
 from foredraft.decoding.draft import Draft, Drafter, Job, ModelDrafter, Proposer
 from foredraft.decoding.exit import Exit, FixedLength
-from foredraft.decoding.loop import Generation, generate
+from foredraft.decoding.loop import generate
 from foredraft.decoding.text import Text
 from foredraft.decoding.theory import speedup
 from foredraft.decoding.trace import Round
@@ -32,9 +32,6 @@ from foredraft.sampling import Sampler
 
 HOT = Sampler(temperature=1e6)
 """Any token is as likely as another, to some 1e-5."""
-
-N_CALLS = 4
-"""Passes in one sample."""
 
 DRAFT_OF_120M = replace(
     LLAMA_120M,
@@ -82,10 +79,11 @@ def rounds_benchmark(
     """Decode plainly and at each acceptance, eagerly and compiled; a row each, ratios text by text.
 
     `speedup` is tokens a second ÷ those of plain decoding in the same engine, without prefill and
-    the first draft. `predicted` is theorem 3.8 of arXiv 2211.17192, with the costs of passes timed
-    by themselves, and `arrived` is measured ÷ predicted. `overhead` is the share of a round that is
-    neither pass: 1 − (γ draft passes + one target pass of γ + 1 tokens) ÷ round. Passes by
-    themselves find their weights in caches more often, so overhead is at most that.
+    the first draft. `predicted` is theorem 3.8 of arXiv 2211.17192, c being a draft pass ÷ a target
+    pass of plain decoding, and `arrived` is measured ÷ predicted. `overhead` is the share of a
+    round that is neither draft nor target pass. Passes are timed in place, in runs of their own
+    that take their turn with the others: on a GPU the host waits around each of them, so that
+    overhead is what it is where nothing hides behind a pass.
     """
     trial = trial or random_trial(device)
     rows = []
@@ -172,56 +170,96 @@ class _ScriptedProposer:
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Rounds:
-    """The rounds of one text that count: seconds of each on average, and tokens that it gave."""
+class Spent:
+    """The seconds of a round, or of an average one: the whole, draft passes, target passes."""
 
-    seconds: float
+    whole: float
+    draft: float
+    target: float
     tokens: float
 
-    @classmethod
-    def of(cls, made: Generation, pace: Pace, length: int) -> "_Rounds":
-        """Leave out the prefill, the first draft, which reads the prompt, and shorter drafts."""
-        each = zip(pace.beats, made.trace.rounds[1:], strict=True)
-        counted = [
-            (beat.whole, len(done.rows[0].tokens)) for beat, done in each if beat.drafted == length
-        ][min(length, 1) :]
-        return cls(*(sum(column) / len(counted) for column in zip(*counted, strict=True)))
+    @property
+    def passes(self) -> float:
+        """Seconds in either model."""
+        return self.draft + self.target
+
+
+@final
+@dataclass(slots=True)
+class _Ledger:
+    """Writes down what each round takes; what passes take only of models that are watched."""
+
+    read: Callable[[], float]
+    since: float
+    draft: float = 0.0
+    target: float = 0.0
+    rounds: list[Spent] = field(default_factory=list)
+
+    def close(self, done: Round) -> None:
+        """End a round."""
+        now = self.read()
+        tokens = float(len(done.rows[0].tokens))
+        self.rounds.append(Spent(now - self.since, self.draft, self.target, tokens))
+        self.since, self.draft, self.target = now, 0.0, 0.0
+
+    @contextmanager
+    def watching(self, model: Decoder, name: str) -> Iterator[None]:
+        """Add the seconds of this model's passes to those of `name`, draft or target."""
+
+        def timed(run: Callable[..., object]) -> Callable[..., object]:
+            def wrapped(*given: object, **options: object) -> object:
+                start = self.read()
+                made = run(*given, **options)
+                setattr(self, name, getattr(self, name) + self.read() - start)
+                return made
+
+            return wrapped
+
+        halves = {half: getattr(model, half) for half in ("hidden", "logits")}
+        for half, run in halves.items():
+            setattr(model, half, timed(run))
+        try:
+            yield
+        finally:
+            for half in halves:
+                delattr(model, half)  # the class's own is behind it
 
 
 def _rows(trial: Trial, engine: str, clock: Callable[[], float]) -> list[dict[str, object]]:
-    """Time the ways in turn, and the passes that they are made of among them."""
+    """Let the ways take turns, each once as it is and once with its passes timed."""
     read = synchronised(clock, trial.target.device)
     ways = (None, *trial.acceptances)
-    behind = trial.prompt_tokens + trial.new_tokens // 2
-    passes = {
-        "draft": forward_pass("draft", trial.draft, 1, behind),
-        "target": forward_pass("target", trial.target, 1, behind),
-        "verify": forward_pass("target", trial.target, trial.length + 1, behind),
+    arms = {
+        (way, watched): partial(_decoded, trial, way, watched, read)
+        for way in ways
+        for watched in (False, True)
     }
-    arms: dict[str, Callable[[int], _Rounds | None]]
-    arms = {name: partial(_repeated, work.run) for name, work in passes.items()}
-    arms |= {str(way): partial(_decoded, trial, way, read) for way in ways}
-    laps = alternate(arms, range(trial.repeats), device=trial.target.device, clock=clock)
-    return [_row(trial, engine, way, laps) for way in ways]
-
-
-def _repeated(run: Callable[[], object], _: int) -> None:
-    for _call in range(N_CALLS):
-        run()
+    runs = {str(arm): run for arm, run in arms.items()}
+    laps = alternate(runs, range(trial.repeats), device=trial.target.device, clock=clock)
+    spent = {arm: [lap.result for lap in laps[str(arm)]] for arm in arms}
+    return [_row(trial, engine, way, spent) for way in ways]
 
 
 def _decoded(
-    trial: Trial, acceptance: float | None, read: Callable[[], float], case: int
-) -> _Rounds:
-    """Continue a random prompt; all ways of one case continue the same."""
+    trial: Trial, acceptance: float | None, watched: bool, read: Callable[[], float], case: int
+) -> Spent:
+    """Continue a random prompt, the same in all ways of a case; give its average round.
+
+    Left out are the prefill, the first draft, which reads the prompt, and drafts cut short by the
+    end.
+    """
     device, words = trial.target.device, trial.target.config.vocab_size
     generator = torch.Generator(device).manual_seed(case)
     size = (1, trial.prompt_tokens)
     prompt = torch.randint(words, size, generator=generator, device=device)
-    length = 0 if acceptance is None else trial.length
-
-    def decode(drafter: Drafter | None, on_round: Callable[[Round], None]) -> Generation:
-        return generate(
+    drafter = None if acceptance is None else Scripted(ModelDrafter(trial.draft), acceptance)
+    length = trial.length if drafter else 0
+    ledger = _Ledger(read, since=read())
+    with ExitStack() as stack:
+        if watched:
+            stack.enter_context(ledger.watching(trial.target, "target"))
+            stack.enter_context(ledger.watching(trial.draft, "draft"))
+        made = generate(
             trial.target,
             prompt,
             sampler=HOT,
@@ -230,56 +268,45 @@ def _decoded(
             exit_policy=FixedLength(length) if length else None,
             generator=generator,
             eos_token_id=[],
-            on_round=on_round,
+            on_round=ledger.close,
         )
+    each = list(zip(ledger.rounds, made.trace.rounds, strict=True))[2 if drafter else 1 :]
+    return _average([spent for spent, done in each if done.rows[0].drafted == length])
 
-    scripted = None if acceptance is None else Scripted(ModelDrafter(trial.draft), acceptance)
-    return _Rounds.of(*paced(decode, scripted, read), length)
+
+def _average(rounds: Sequence[Spent]) -> Spent:
+    sums = (sum(column) for column in zip(*map(astuple, rounds), strict=True))
+    return Spent(*(total / len(rounds) for total in sums))
 
 
 def _row(
     trial: Trial,
     engine: str,
     way: float | None,
-    laps: Mapping[str, Sequence[Lap[_Rounds | None]]],
+    spent: Mapping[tuple[float | None, bool], Sequence[Spent]],
 ) -> dict[str, object]:
-    draft, target, verify = (
-        [lap.seconds / N_CALLS for lap in laps[name]] for name in ("draft", "target", "verify")
-    )
-    rounds, plain = (
-        [lap.result for lap in laps[str(each)] if lap.result is not None] for each in (way, None)
-    )
+    rounds, plain = spent[way, False], spent[None, False]
+    in_parts, plain_in_parts = spent[way, True], spent[None, True]
     length = 0 if way is None else trial.length
-    passes = [
-        length * one + (whole if length else alone)
-        for one, alone, whole in zip(draft, target, verify, strict=True)
-    ]
     measured = [
-        one.tokens / one.seconds / (base.tokens / base.seconds)
+        one.tokens / one.whole / (base.tokens / base.whole)
         for one, base in zip(rounds, plain, strict=True)
     ]
     predicted = [
-        1.0 if way is None else speedup(way, length, cost=one / alone)
-        for one, alone in zip(draft, target, strict=True)
+        1.0 if way is None else speedup(way, length, cost=one.draft / length / base.target)
+        for one, base in zip(in_parts, plain_in_parts, strict=True)
     ]
+    arrived = [one / other for one, other in zip(measured, predicted, strict=True)]
     return {
         **{"library": engine, "acceptance": float("nan") if way is None else way, "length": length},
         **columns("speedup", Spread.of(measured)),
         **columns("predicted", Spread.of(predicted)),
-        **columns("arrived", _ratios(measured, predicted)),
-        **columns("overhead", Spread.of([1 - each for each in _shares(passes, rounds)])),
+        **columns("arrived", Spread.of(arrived)),
+        **columns("overhead", Spread.of([1 - each.passes / each.whole for each in in_parts])),
         **columns("tokens_per_round", Spread.of([each.tokens for each in rounds])),
-        **columns("round_ms", Spread.of([1e3 * each.seconds for each in rounds])),
+        **columns("round_ms", Spread.of([1e3 * each.whole for each in rounds])),
         **{"batch": 1, "prompt": trial.prompt_tokens, "new_tokens": trial.new_tokens},
         **{"n": trial.repeats, "device": str(trial.target.device)},
         "dtype": str(trial.target.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
-
-
-def _shares(passes: Sequence[float], rounds: Sequence[_Rounds]) -> list[float]:
-    return [one / each.seconds for one, each in zip(passes, rounds, strict=True)]
-
-
-def _ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
-    return Spread.of([one / other for one, other in zip(above, below, strict=True)])
