@@ -1,8 +1,6 @@
 """Plain autoregressive decoding: the reference's tokens, for ragged batches, with exact ends."""
 
-import gc
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 import foredraft as fd
 from foredraft import sampling
 from foredraft.models.cache import sent
-from tests.decoding.conftest import Waits, tiny
+from tests.decoding.conftest import Waits
 
 VOCAB = 61
 GREEDY = fd.Sampler(temperature=0.0)
@@ -264,41 +262,3 @@ def test_a_generator_of_another_device_is_refused(pair):
     elsewhere = fd.Decoder.from_hf(theirs).to("meta")
     with pytest.raises(ValueError, match="the generator is on cpu, the model on meta"):
         fd.generate(elsewhere, [[1]], sampler=GREEDY, max_new_tokens=1, generator=generator())
-
-
-def tensors_held() -> tuple[int, int]:
-    """How many tensors there are, and the bytes of their storages."""
-    gc.collect()
-    held = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
-    storages = {each.untyped_storage().data_ptr(): each.untyped_storage() for each in held}
-    return len(held), sum(storage.nbytes() for storage in storages.values())
-
-
-@pytest.mark.parametrize(
-    ("drafter", "n"), [(fd.PromptLookupDrafter(), 10_000), (None, 500)], ids=["lookup", "plain"]
-)
-def test_ten_thousand_tokens_hold_no_more_than_one_thousand(drafter, n):
-    """Tensors are counted; the trace grows, by what it tells of each round."""
-    decoder = tiny("gemma2", 24, 1, torch.float32)
-    config = replace(decoder.config, max_positions=n + 10, n_layers=1, windows=(6,))
-    state = {k: v for k, v in decoder.state_dict().items() if not k.startswith("layers.1.")}
-    emitted, held = 0, {}
-
-    def look(each):
-        nonlocal emitted
-        emitted += sum(len(row.tokens) for row in each.rows)
-        if emitted * 10 // n > len(held):
-            held[emitted] = tensors_held()
-
-    fd.generate(
-        fd.Decoder.from_tensors(config, state),
-        [[1, 2, 3]],
-        sampler=GREEDY,
-        max_new_tokens=n,
-        drafter=drafter,
-        exit_policy=fd.FixedLength(32),
-        on_round=look,
-    )
-    assert emitted == n
-    assert len(held) == 10
-    assert len(set(held.values())) == 1

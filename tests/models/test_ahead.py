@@ -7,17 +7,22 @@ without the trials of which kernel is faster, which change no result beyond roun
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 import foredraft as fd
-from foredraft import paths
+from foredraft import paths, sampling
+from foredraft.decoding import verify
 from foredraft.models import ahead
 from foredraft.models.ahead import AheadSteps, Kind
-from tests.models.test_compiled import MODES, PROMPTS, VOCAB, made, random_decoder
+from tests.models.test_compiled import MODES, PLANS, PROMPTS, VOCAB, made, random_decoder
 
 EXIT = fd.SkipPlan.early_exit(1, 3)
 
@@ -49,14 +54,21 @@ def main() -> None:
         found[name] = eager == steps
         told[name] = eager
     found["files"] = len(list(paths.CACHE.glob("steps/*/*.pt2")))
-    ahead._compile, compile_ = (lambda *_: pytest.fail("compiled again")), ahead._compile
-    for name, (family, prompts, drafter) in ways().items():
-        again = made(compiled(family), prompts, drafter, MODES["greedy"]).tokens
-        found[f"{name}, from files"] = again == told[name]
-    ahead._compile = compile_
+    with nothing_compiled():
+        for name, (family, prompts, drafter) in ways().items():
+            again = made(compiled(family), prompts, drafter, MODES["greedy"]).tokens
+            found[f"{name}, from files"] = again == told[name]
     found["difference"] = difference()
     found["rounding"] = {name: case.rounding() for name, case in CASES.items()}
+    with nothing_compiled():  # all these kinds of step are there by now
+        found["laws"] = laws()
+        found["search"] = searched()
     print(json.dumps(found))  # noqa: T201
+
+
+def nothing_compiled() -> AbstractContextManager[object]:
+    """Fail where a step would be compiled."""
+    return patch.object(ahead, "_compile", lambda *_: pytest.fail("compiled again"))
 
 
 def difference() -> float:
@@ -69,6 +81,108 @@ def difference() -> float:
         cache.commit(tokens.shape[1])
         logits.append(decoder(tokens[:, :1], cache))
     return (logits[0] - logits[1]).abs().max().item()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Laws, or chances, and the random numbers that met them, row by row; and what came of it."""
+
+    given: tuple[torch.Tensor, ...]
+    outcome: torch.Tensor
+
+
+class Enough(Exception):
+    """Ends a text."""
+
+
+def decided(
+    decoder: fd.Decoder, prompts: list[list[int]], drafter: object, sampler: fd.Sampler
+) -> list[Decision]:
+    """All that was left to chance, of drafts too, while texts grow by sixty tokens.
+
+    They end where not even two rows of several may draft, for other kinds of step would follow.
+    """
+    met: list[Decision] = []
+    left = [60] * len(prompts)
+
+    def noted(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*given: torch.Tensor) -> torch.Tensor:
+            met.append(Decision(given, function(*given)))
+            return met[-1].outcome
+
+        return call
+
+    def look(each) -> None:
+        for row in each.rows:
+            left[row.row] -= len(row.tokens)
+        if sum(n > 1 for n in left) < min(2, len(prompts)):
+            raise Enough
+
+    draws = patch.object(sampling, "invert", noted(sampling.invert))
+    verdicts = patch.object(verify, "accepts", noted(verify.accepts))
+    with draws, verdicts, suppress(Enough):
+        fd.generate(
+            decoder,
+            prompts,
+            sampler=sampler,
+            max_new_tokens=60,
+            drafter=drafter,
+            generator=torch.Generator().manual_seed(1),
+            eos_token_id=[],
+            on_round=look,
+        )
+    return met
+
+
+def apart(eager: list[Decision], steps: list[Decision]) -> float:
+    """The largest difference of laws up to the first decision that fell otherwise.
+
+    There the texts part, with good reason if their laws did not: a random number lay where rounding
+    decides.
+    """
+    found = []
+    for mine, its in zip(eager, steps, strict=False):
+        pairs = zip(mine.given, its.given, strict=True)
+        found += [(a.clamp(max=1) - b.clamp(max=1)).abs().max() for a, b in pairs]
+        if not torch.equal(mine.outcome, its.outcome):
+            break
+    return torch.stack(found).max().item()
+
+
+def laws() -> dict[str, float]:
+    """How far laws are apart in each of the ways, and where several rows are drafted for."""
+    drafters = {
+        "a plan": fd.SelfDrafter(PLANS[0]),
+        "a model": fd.ModelDrafter(random_decoder("llama")),
+    }
+    rows = {f"gemma2, rows and {name}": ("gemma2", PROMPTS, d) for name, d in drafters.items()}
+    samplers = {"greedy": MODES["greedy"], "sampled": fd.Sampler(temperature=1.0)}
+    return {
+        f"{name}, {mode}": apart(
+            decided(random_decoder(family), prompts, drafter, sampler),
+            decided(compiled(family), prompts, drafter, sampler),
+        )
+        for name, (family, prompts, drafter) in (ways() | rows).items()
+        for mode, sampler in samplers.items()
+    }
+
+
+def searched() -> dict[str, float]:
+    """What is made while twenty plans are tried: rounds, graphs at hand, files, torch's counts."""
+    eager, steps = random_decoder("gemma2"), compiled("gemma2")
+    before = set(paths.CACHE.rglob("*"))
+    counters.clear()
+    texts = [
+        [decided(decoder, PROMPTS, fd.SelfDrafter(plan), MODES["greedy"]) for plan in PLANS]
+        for decoder in (eager, steps)
+    ]
+    return {
+        "apart": max(map(apart, *texts)),
+        "rounds": sum(each.outcome.dtype is torch.bool for text in texts[1] for each in text),
+        "graphs": len(steps.steps._graphs),
+        "files": len(set(paths.CACHE.rglob("*")) - before),
+        "counted": sum(map(len, counters.values())),
+    }
 
 
 @dataclass(frozen=True)
@@ -123,6 +237,20 @@ def test_steps_give_the_eager_tokens(found):
 @pytest.mark.parametrize("name", CASES)
 def test_no_step_is_much_further_from_float64_than_the_eager_one(found, name):
     assert found["rounding"][name] < 2
+
+
+def test_whatever_chance_decides_it_decides_by_the_eager_laws(found):
+    assert len(found["laws"]) == 2 * (len(ways()) + 2)
+    assert {name: far for name, far in found["laws"].items() if not far < 1e-5} == {}
+
+
+def test_twenty_plans_and_two_hundred_rounds_compile_nothing_anew(found):
+    search = found["search"]
+    assert len(set(PLANS)) == 20
+    assert search["rounds"] >= 200
+    assert search["graphs"] == 2  # a step and a head
+    assert (search["files"], search["counted"]) == (0, 0)
+    assert search["apart"] < 1e-5
 
 
 def test_a_later_process_compiles_nothing(found):

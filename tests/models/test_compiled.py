@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from functools import partial
+from itertools import combinations, islice, product
 
 import pytest
 import torch
@@ -38,8 +39,8 @@ CONFIGS = {
     "gemma2": Gemma2Config(**SIZES, sliding_window=WINDOW),
 }
 PROMPTS = [[3, 4, 5] * 35, [6, 7, 3, 8] * 24, [9] * 110]
-PLANS = [fd.SkipPlan(attn=range(i % 3), mlp=range(i % 4)) for i in range(12)]
-PLANS += [fd.SkipPlan(attn=[i % 3], mlp=[(i + 1) % 3]) for i in range(8)]
+SOME = [layers for n in range(4) for layers in combinations(range(3), n)]
+PLANS = [fd.SkipPlan(attn=attn, mlp=mlp) for attn, mlp in islice(product(SOME, SOME), 1, 21)]
 MODES = {"greedy": fd.Sampler(temperature=0.0), "sampled": fd.Sampler(temperature=1.5)}
 
 
@@ -135,6 +136,7 @@ def test_compiled_steps_give_the_eager_tokens(found):
 
 def test_twenty_plans_and_two_hundred_rounds_compile_nothing_anew(found):
     """On texts of two to five hundred tokens, whose fronts have 128 to 1,024 slots."""
+    assert len(set(PLANS)) == 20
     assert found["graphs"]["rounds"] >= 200
     assert found["graphs"]["last"] == found["graphs"]["first"]
     both, alone, heads = 2 * 2 * 2, 2 * 2 * 2, 2  # windows, tokens or parts, fronts
