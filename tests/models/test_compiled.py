@@ -40,7 +40,7 @@ CONFIGS = {
 }
 PROMPTS = [[3, 4, 5] * 35, [6, 7, 3, 8] * 24, [9] * 110]
 SOME = [layers for n in range(4) for layers in combinations(range(3), n)]
-PLANS = [fd.SkipPlan(attn=attn, mlp=mlp) for attn, mlp in islice(product(SOME, SOME), 1, 21)]
+PLANS = [fd.SkipPlan(attn=attn, mlp=mlp) for attn, mlp in islice(product(SOME, SOME), 1, 60, 3)]
 MODES = {"greedy": fd.Sampler(temperature=0.0), "sampled": fd.Sampler(temperature=1.5)}
 
 
