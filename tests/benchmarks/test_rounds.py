@@ -137,13 +137,19 @@ def test_the_ratios_asked_for_are_what_arrives_and_what_is_lost(table):
     assert f"{COMPILED}, autoregressive" in set(lines["of"])
 
 
+def test_the_longest_drafts_that_are_let_through_leave_a_round_to_count(trial, clock):
+    whole = replace(trial, acceptances=(1.0,), length=13, repeats=1)
+    drafting = rounds_benchmark(whole, clock=clock).dropna(subset="acceptance")
+    assert drafting["tokens_per_round_median"].tolist() == [14, 14]
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"acceptances": (0.0,)}, "acceptance 0.0"),
         ({"acceptances": (0.5, 1.1)}, "acceptance 1.1"),
         ({"length": 0}, "drafts of 0"),
-        ({"length": 29}, "drafts of 29"),
+        ({"length": 14}, "drafts of 14 in texts of 30 new tokens"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(trial, change, told):

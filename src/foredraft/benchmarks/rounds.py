@@ -62,10 +62,11 @@ class Trial:
         for acceptance in self.acceptances:
             if not 0 < acceptance <= 1:
                 raise ValueError(f"acceptance {acceptance} is no chance above 0, at most 1")
-        if not 1 <= self.length < self.new_tokens - 1:
+        fitting = (self.new_tokens - 3) // 2
+        if not 1 <= self.length <= fitting:
             raise ValueError(
-                f"drafts of {self.length} in texts of {self.new_tokens} new tokens: a first round, "
-                "which is not counted, and one more must fit"
+                f"drafts of {self.length} in texts of {self.new_tokens} new tokens: a first draft, "
+                f"which is not counted, and one more must fit; give 1 to {fitting}, or longer texts"
             )
 
 
