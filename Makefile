@@ -2,6 +2,8 @@
 SHELL := bash
 STAMP := .venv/.ok
 JOBS ?= 2
+FORMATS ?= pdf,svg
+ARTICLES ?=
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
@@ -9,16 +11,15 @@ export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce check test lint types suite lab sync bench site
+.PHONY: help setup reproduce check test lint types suite lab sync figures bench site
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## create .venv and install everything, pinned
 
-reproduce: $(STAMP) ## recompute every figure and result, then show the results
-	@dvc repro --force > /dev/null
-	@foredraft results
+reproduce: $(STAMP) ## recompute everything and say, claim by claim, whether it reproduced
+	@foredraft reproduce $(ARTICLES)
 
 check: $(STAMP) ## recompute only what is not up to date: seconds when nothing changed
 	@dvc repro
@@ -38,8 +39,11 @@ suite: $(STAMP)
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
 
-sync: $(STAMP) ## write each notebook's .ipynb twin, and in dvc.yaml the modules it imports
+sync: $(STAMP) ## write each notebook's .ipynb twin
 	@foredraft sync
+
+figures: $(STAMP) ## draw the figures again below build/figures, FORMATS=pdf,svg or png
+	@foredraft figures $(ARTICLES) --formats $(FORMATS)
 
 bench: $(STAMP) ## measure this machine: every benchmark briefly; ratios, kept in build/bench.json
 	@foredraft bench --out build/bench.json

@@ -48,13 +48,13 @@ import torch
 from IPython.display import Markdown, display
 
 import foredraft as fd
-from foredraft import figures, paths, recording, results
+from foredraft import paths, recording, results
 from foredraft.experiments import sampling as experiment
 from foredraft.live import steps
+from foredraft.outputs import Outputs
 from foredraft.panel import Panel, Slider
 from foredraft.params import load as load_params
 from foredraft.plots import sampling as draw
-from foredraft.provenance import stamp
 
 overrides = {
     "profile": profile,
@@ -66,11 +66,10 @@ overrides = {
 }
 params = load_params("sampling", overrides)
 generator = torch.Generator().manual_seed(params.seed)
-made_from = stamp(
+outputs = Outputs(
     "sampling",
     params.model_dump(mode="json"),
     [
-        paths.notebook("sampling"),
         paths.CORPUS,
         *paths.weights(params.model),
         *paths.recordings("sampling"),
@@ -110,7 +109,7 @@ pd.DataFrame(
 
 # %%
 figure = draw.nine_words(experiment.nine_word_table())
-figures.save(figure, "sampling", "nine_words", made_from)
+outputs.save(figure, "nine_words")
 
 # %% [markdown]
 # ## 2 · The law, checked in front of you
@@ -178,7 +177,7 @@ display(
 
 # %%
 figure = draw.knobs(knobs)
-figures.save(figure, "sampling", "knobs", made_from)
+outputs.save(figure, "knobs")
 
 # %% [markdown]
 # Turn the knobs yourself (in JupyterLab; elsewhere the figure stands still). Go through the text: where is the model sure,
@@ -206,8 +205,7 @@ knob_panel = Panel(
     typical_p=Slider((0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0), at=1.0, name="typical-p"),
     repetition_penalty=Slider((1.0, 1.1, 1.2, 1.5, 2.0), at=1.0, name="repetition penalty"),
 )
-figures.save(knob_panel.still, "sampling", "one_position", made_from)
-knob_panel
+outputs.save(knob_panel, "one_position")
 
 # %%
 by_mass = experiment.kept(fd.Sampler(temperature=0.8, top_p=0.9).probs(along)).tolist()
@@ -239,7 +237,7 @@ top_p_kept[["low", "median", "high"]].astype(int)
 samplers = steps(experiment.grid(params), "temperature × top-p")
 texts = experiment.text_table(decoder, prompts, samplers, params)
 figure = draw.grid(texts)
-figures.save(figure, "sampling", "grid", made_from)
+outputs.save(figure, "grid")
 
 # %% [markdown]
 # Temperature and top-p both trade likelihood for diversity. The right panel puts all pairs on one plane,
@@ -263,7 +261,7 @@ likelihoods.round(2)
 samplers = steps(experiment.penalties(params), "repetition penalties")
 loops = experiment.text_table(decoder, prompts, samplers, params)
 figure = draw.repetition(loops)
-figures.save(figure, "sampling", "repetition", made_from)
+outputs.save(figure, "repetition")
 
 # %%
 weak, strong = min(params.repetition_penalties), max(params.repetition_penalties)
@@ -291,9 +289,8 @@ display(
 recorded = recording.recordings("sampling")["cpu"]
 costs = recorded.table
 where = f"{recorded.machine.name}, {recorded.machine.cores} cores, {recorded.date}"
-changed = ", ".join(recorded.source_changed) or "nothing"
-display(Markdown(f"*Recorded on* {where}. *Of its sources, changed since:* {changed}."))
-figures.save(draw.costs(costs, where), "sampling", "costs", made_from)
+display(Markdown(f"*Recorded on* {where}."))
+outputs.save(draw.costs(costs, where), "costs", recorded=recorded.file)
 
 # %%
 usual = costs[(costs.setting == "temperature, top-k, top-p") & (costs.logits == "peaked")]
@@ -318,7 +315,7 @@ if measure:
 # %%
 table = pd.concat([knobs, texts, loops], ignore_index=True)
 values, claims = experiment.findings(table, costs)
-results.write("sampling", table, values, claims, made_from)
+outputs.finish(table, values, claims, recorded=dict.fromkeys(("speedup",), recorded.file))
 pd.DataFrame(
     [{"claim": claim.text, "ours": results.flattened(values)[claim.key]} for claim in claims]
 )
@@ -335,10 +332,3 @@ pd.DataFrame(
 #   tokens through the same top-p. Two libraries with the same numbers and another order are two samplers.
 #
 # Next: [02, speculative decoding](../README.md#the-articles), where a small model guesses and a large one keeps this law.
-
-# %%
-display(
-    Markdown(
-        f"*Made from* `{len(made_from.inputs)}` *inputs; versions:* `{dict(made_from.versions)}`"
-    )
-)

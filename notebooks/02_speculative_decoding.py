@@ -50,15 +50,15 @@ import torch
 from IPython.display import Markdown, display
 
 import foredraft as fd
-from foredraft import figures, paths, recording, results
+from foredraft import paths, recording, results
 from foredraft.decoding import theory
 from foredraft.experiments import nine_words
 from foredraft.experiments import speculative_decoding as experiment
 from foredraft.live import steps
+from foredraft.outputs import Outputs
 from foredraft.panel import Panel, Slider
 from foredraft.params import load as load_params
 from foredraft.plots import speculative_decoding as draw
-from foredraft.provenance import stamp
 
 overrides = {
     "profile": profile,
@@ -78,11 +78,10 @@ overrides = {
 }
 params = load_params("speculative_decoding", overrides)
 generator = torch.Generator().manual_seed(params.seed)
-made_from = stamp(
+outputs = Outputs(
     "speculative_decoding",
     params.model_dump(mode="json"),
     [
-        paths.notebook("speculative_decoding"),
         experiment.prompt_file(params),
         *paths.weights(params.model),
         *paths.weights(params.draft_model),
@@ -139,7 +138,7 @@ pd.DataFrame([{"accepted": v.n_accepted, "then": v.token, "kind": v.kind} for v 
 
 # %%
 figure = draw.nine_words(laws)
-figures.save(figure, "speculative_decoding", "nine_words", made_from)
+outputs.save(figure, "nine_words")
 
 # %%
 bias = (laws["wrong"] - laws["p"]).abs().sum() / 2
@@ -159,7 +158,7 @@ display(Markdown(f"Total variation of the wrong law from p, after a single word:
 mistakes = nine_words.mistakes()
 assert (mistakes.query("exact")["total_variation"] < 1e-12).all()
 assert (mistakes.query("not exact")["total_variation"] > 1e-2).all()
-figures.save(draw.mistakes(mistakes), "speculative_decoding", "mistakes", made_from)
+outputs.save(draw.mistakes(mistakes), "mistakes")
 
 # %% [markdown]
 # The lower three are the negative controls: each is a plausible slip, and the check tells it from
@@ -279,7 +278,7 @@ long_rounds = length_rounds[length_rounds.length == max(params.lengths)]
 position = experiment.by_position(long_rounds)
 kinds = experiment.acceptance(run.rounds, "kind")
 figure = draw.acceptance(position, kinds, heat)
-figures.save(figure, "speculative_decoding", "acceptance", made_from)
+outputs.save(figure, "acceptance")
 
 # %% [markdown]
 # Accepted ÷ drafted counts drafts that stand behind a rejected one and were never judged on their merits; α by
@@ -298,7 +297,7 @@ display(
         f"places and little at others. Articles 04 and 05 try to tell them apart beforehand."
     )
 )
-figures.save(draw.overlap(beta), "speculative_decoding", "overlap", made_from)
+outputs.save(draw.overlap(beta), "overlap")
 
 # %% [markdown]
 # ## 5 · Tokens a pass
@@ -341,7 +340,7 @@ display(
     )
 )
 figure = draw.tokens(passes, gain)
-figures.save(figure, "speculative_decoding", "tokens", made_from)
+outputs.save(figure, "tokens")
 
 # %% [markdown]
 # ## 6 · When it pays
@@ -365,7 +364,7 @@ display(
 )
 points = experiment.on_the_surface(heat_rounds, cost)
 surface = experiment.surface()
-figures.save(draw.surface(surface, points), "speculative_decoding", "surface", made_from)
+outputs.save(draw.surface(surface, points), "surface", recorded=recorded.file)
 
 # %% [markdown]
 # Move through it (in JupyterLab; elsewhere the figure stands still, at about this pair's own α and c). Halve c, or win 0.1 of α: which is worth
@@ -385,8 +384,7 @@ choice_panel = Panel(
     cost=Slider.near(shares[:45], cost, name="cost c"),
     length=Slider(range(17), at=params.length, name="draft length γ"),
 )
-figures.save(choice_panel.still, "speculative_decoding", "choice", made_from)
-choice_panel
+outputs.save(choice_panel, "choice", recorded=recorded.file)
 
 # %%
 best, cheaper, nearer = (
@@ -428,7 +426,7 @@ display(
     )
 )
 figure = draw.lengths(by_kind, compared, "kind")
-figures.save(figure, "speculative_decoding", "lengths", made_from)
+outputs.save(figure, "lengths", recorded=recorded.file)
 
 # %% [markdown]
 # ## 7 · On the clock
@@ -444,12 +442,11 @@ figures.save(figure, "speculative_decoding", "lengths", made_from)
 # %%
 settings = f"{arms['dtype'].iloc[0]}, threads: {arms['threads'].iloc[0]}"
 where = f"{recorded.machine.name}, {settings}, {recorded.date}"
-changed = ", ".join(recorded.source_changed) or "nothing"
-display(Markdown(f"*Recorded on* {where}. *Of its sources, changed since:* {changed}."))
+display(Markdown(f"*Recorded on* {where}."))
 fastest = experiment.fastest_arms(arms)
 columns = ["sampler", "library", "strategy", "length", "tokens_per_second_median"]
 display(fastest[[*columns, "speedup_median", "acceptance", "roofline"]].round(2))
-figures.save(draw.beside(fastest, where), "speculative_decoding", "beside", made_from)
+outputs.save(draw.beside(fastest, where), "beside", recorded=recorded.file)
 
 # %% [markdown]
 # Does the theory foretell the clock? α by position goes in, what a draft step costs, what follows a draft in its round, and
@@ -466,7 +463,7 @@ display(
         f"worst over {len(off)} settings."
     )
 )
-figures.save(draw.predicted(drafted, where), "speculative_decoding", "predicted", made_from)
+outputs.save(draw.predicted(drafted, where), "predicted", recorded=recorded.file)
 
 # %% [markdown]
 # Batches change the sum. With more rows a target pass has more to compute for each weight that it reads, so that the
@@ -475,7 +472,7 @@ figures.save(draw.predicted(drafted, where), "speculative_decoding", "predicted"
 # %%
 ours = experiment.fastest_arms(arms, library="foredraft", batch=None)
 display(experiment.gain_by_batch(ours).round(2))
-figures.save(draw.batches(ours, where), "speculative_decoding", "batches", made_from)
+outputs.save(draw.batches(ours, where), "batches", recorded=recorded.file)
 
 # %% [markdown]
 # ## 8 · The results
@@ -494,7 +491,14 @@ singles = {
     "kinds": kinds,
 }
 values, claims = experiment.findings(singles, arms)
-results.write("speculative_decoding", table, values, claims, made_from)
+outputs.finish(
+    table,
+    values,
+    claims,
+    recorded=dict.fromkeys(
+        ("speedup_greedy", "speedup_sampled", "transformers_greedy"), recorded.file
+    ),
+)
 pd.DataFrame(
     [
         {"claim": claim.text, "ours": results.ours(claim, results.flattened(values))}
@@ -521,10 +525,3 @@ pd.DataFrame(
 # * **Cost decides, and it has to be measured.** The ratio of the parameters is only where to start from.
 #
 # Next: [03, skipping layers](../README.md#the-articles), where the target drafts for itself.
-
-# %%
-display(
-    Markdown(
-        f"*Made from* `{len(made_from.inputs)}` *inputs; versions:* `{dict(made_from.versions)}`"
-    )
-)

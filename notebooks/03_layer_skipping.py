@@ -49,15 +49,15 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 import foredraft as fd
-from foredraft import figures, paths, recording, results
+from foredraft import paths, recording, results
 from foredraft.experiments import layer_skipping as experiment
 from foredraft.experiments.speculative_decoding import ratios, what_if
 from foredraft.live import steps
 from foredraft.models.skip import Parts
+from foredraft.outputs import Outputs
 from foredraft.panel import Panel, Slider, Switches
 from foredraft.params import load as load_params
 from foredraft.plots import layer_skipping as draw
-from foredraft.provenance import stamp
 
 overrides = {
     "profile": profile,
@@ -77,11 +77,10 @@ overrides = {
 }
 params = load_params("layer_skipping", overrides)
 names = (*params.models, params.layer_skip_model)
-made_from = stamp(
+outputs = Outputs(
     "layer_skipping",
     params.model_dump(mode="json"),
     [
-        paths.notebook("layer_skipping"),
         paths.prompts("pocket"),
         *(file for name in (*names, params.control_model) for file in paths.weights(name)),
         *paths.recordings("layer_skipping"),
@@ -202,7 +201,7 @@ singles = experiment.judged(branch_steps[branch_steps.family == "one branch"])
 recorded = recording.recordings("layer_skipping")["cpu"]
 arms = recorded.table
 plain_singles = experiment.with_times(singles[singles.model.isin(params.models)], arms)
-figures.save(draw.branches(plain_singles), "layer_skipping", "branches", made_from)
+outputs.save(draw.branches(plain_singles), "branches", recorded=recorded.file)
 
 # %%
 ends = plain_singles.sort_values("overlap").groupby("model", sort=False)
@@ -230,7 +229,7 @@ random_sets = experiment.joint_branches(n_layers, params)
 joint_steps = pd.concat([experiment.first_steps(each, random_sets, params) for each in plain])
 joint = experiment.judged(joint_steps[joint_steps.family == "random"])
 compared = experiment.products(pd.concat([singles, joint]), ["random"], "one branch")
-figures.save(draw.pairs(compared), "layer_skipping", "pairs", made_from)
+outputs.save(draw.pairs(compared), "pairs")
 
 # %% [markdown]
 # The gap is log(joint ÷ product): zero where harms multiply, above zero where they overlap, below where
@@ -272,7 +271,7 @@ best[["model", "family", "name", "branches", "cost", "overlap", "gain"]].round(3
 # %%
 timed = experiment.measured_costs(arms)
 figure = draw.plane(plans, experiment.level_lines(draw.GAINS), timed)
-figures.save(figure, "layer_skipping", "plane", made_from)
+outputs.save(figure, "plane", recorded=recorded.file)
 
 # %% [markdown]
 # Black strokes lead from c by bytes to c on the clock for the plans that were timed (section 9). Bytes leave
@@ -308,7 +307,7 @@ alone_steps = [
 control = experiment.judged(pd.concat(alone_steps))
 halfway = families[families.family.isin(["early exit", "spread out"])]
 figure = draw.exits(pd.concat([halfway, control]), params.models, params.layer_skip_model)
-figures.save(figure, "layer_skipping", "exits", made_from)
+outputs.save(figure, "exits")
 
 # %%
 loss = pd.concat([experiment.losses(each) for each in subjects.values()])
@@ -347,7 +346,7 @@ rounds = pd.concat(
 )
 verified = experiment.in_earnest(rounds)
 by_place = verified[verified.measure == "acceptance_by_position"]
-figures.save(draw.positions(by_place, families), "layer_skipping", "positions", made_from)
+outputs.save(draw.positions(by_place, families), "positions")
 
 # %%
 overall = verified[verified.measure == "acceptance"]
@@ -376,8 +375,7 @@ switch_panel = Panel(
     length=Slider(range(1, 9), at=params.length, name="draft length γ"),
     prompt=Slider(range(len(one.prompts)), at=0),
 )
-figures.save(switch_panel.still, "layer_skipping", "switches", made_from)
-switch_panel
+outputs.save(switch_panel, "switches")
 
 # %%
 greedy = params.model_copy(update={"temperature": 0.0})
@@ -419,7 +417,7 @@ three_steps = pd.concat([experiment.first_steps(each, three_sets, params) for ea
 threes = experiment.judged(three_steps[three_steps.family != "whole"])
 kinds = [kind for kind in threes.family.unique() if kind != "one layer"]
 by_kind = experiment.products(threes, kinds, "one layer")
-figures.save(draw.stack(cosines, by_kind), "layer_skipping", "stack", made_from)
+outputs.save(draw.stack(cosines, by_kind), "stack")
 
 # %% [markdown]
 # The right panel compares each set with the product of its own layers' β, so that a set is not blamed for
@@ -497,7 +495,7 @@ predicted = article_plan.cost(configs["gemma-2-9b"])
 measured = experiment.TARGET_RATE / experiment.DRAFT_RATE
 got = experiment.SELF_RATE / experiment.TARGET_RATE
 article = what_if((experiment.ARTICLE_ACCEPTANCE, 0.8, 0.9), predicted, longest=8)
-figures.save(draw.bytes_read(share, article, got), "layer_skipping", "bytes", made_from)
+outputs.save(draw.bytes_read(share, article, got), "bytes")
 
 # %%
 display(
@@ -516,7 +514,7 @@ display(
 # %%
 half = fd.SkipPlan.early_exit(n_layers // 2, n_layers)
 small = pd.concat([experiment.trimmed(subjects[name], half, params) for name in (base, trained)])
-figures.save(draw.vocabulary(small), "layer_skipping", "vocabulary", made_from)
+outputs.save(draw.vocabulary(small), "vocabulary")
 
 # %% [markdown]
 # What about the layers that an early exit has already run when verification begins? It need not run them again, and
@@ -531,10 +529,9 @@ figures.save(draw.vocabulary(small), "layer_skipping", "vocabulary", made_from)
 
 # %%
 where = f"{recorded.machine.name}, threads: {arms['threads'].iloc[0]}, {recorded.date}"
-changed = ", ".join(recorded.source_changed) or "nothing"
-display(Markdown(f"*Recorded on* {where}. *Of its sources, changed since:* {changed}."))
+display(Markdown(f"*Recorded on* {where}."))
 fastest = experiment.on_the_clock(arms)
-figures.save(draw.clock(fastest, where), "layer_skipping", "clock", made_from)
+outputs.save(draw.clock(fastest, where), "clock", recorded=recorded.file)
 
 # %%
 columns = ["model", "library", "name", "reuse", "length", "speedup_median", "acceptance"]
@@ -576,7 +573,9 @@ table = pd.concat(
     ],
     ignore_index=True,
 )
-results.write("layer_skipping", table, values, claims, made_from)
+outputs.finish(
+    table, values, claims, recorded=dict.fromkeys(("speedup", "speedup_trained"), recorded.file)
+)
 pd.DataFrame(
     [
         {"claim": claim.text, "ours": results.ours(claim, results.flattened(values))}
@@ -599,10 +598,3 @@ pd.DataFrame(
 # * **The article's loss was on the cards.** Two numbers that it prints itself, c and α, put it under the line.
 #
 # Next: [04, self-speculation](../README.md#the-articles), where the plan is searched for.
-
-# %%
-display(
-    Markdown(
-        f"*Made from* `{len(made_from.inputs)}` *inputs; versions:* `{dict(made_from.versions)}`"
-    )
-)

@@ -50,13 +50,13 @@ from IPython.display import Markdown, display
 from scipy import stats
 
 import foredraft as fd
-from foredraft import figures, paths, recording, results
+from foredraft import paths, recording, results
 from foredraft.experiments import layer_skipping, plan_search
 from foredraft.experiments import self_speculation as experiment
 from foredraft.live import counter
+from foredraft.outputs import Outputs
 from foredraft.params import load as load_params
 from foredraft.plots import self_speculation as draw
-from foredraft.provenance import stamp
 from foredraft.search import bayes
 from foredraft.search.space import Space
 from foredraft.search.trial import best, table
@@ -80,11 +80,10 @@ overrides = {
 params = load_params("self_speculation", overrides)
 recordings = recording.recordings("self_speculation")
 recorded, timed_here = recordings["cpu"], recordings.get(params.device, recordings["cpu"])
-made_from = stamp(
+outputs = Outputs(
     "self_speculation",
     params.model_dump(mode="json"),
     [
-        paths.notebook("self_speculation"),
         *(paths.prompts(kind) for kind in ("pocket", "chat")),
         *(paths.plan(name) for name in experiment.PUBLISHED_PLANS),
         *(file for name in {*params.models, params.model} for file in paths.weights(name)),
@@ -116,7 +115,7 @@ display(
 
 # %%
 lengths = experiment.foretold_by_length(run["acceptance"], run["cost"], longest=8)
-figures.save(draw.article(lengths, run), "self_speculation", "article", made_from)
+outputs.save(draw.article(lengths, run), "article")
 
 # %%
 display(
@@ -173,7 +172,7 @@ check = pd.concat(
     [experiment.checked(each, params, temperature=heat) for heat in heats for each in pair],
     ignore_index=True,
 )
-figures.save(draw.reality(check), "self_speculation", "reality", made_from)
+outputs.save(draw.reality(check), "reality")
 
 # %%
 greedy, sampled = (check[check.temperature == heat] for heat in heats)
@@ -195,7 +194,7 @@ display(
 # behind every token of a draft), and with all places counted alike.
 
 # %%
-figures.save(draw.shortcuts(check), "self_speculation", "shortcuts", made_from)
+outputs.save(draw.shortcuts(check), "shortcuts")
 
 # %%
 off = {name: 100 * (check[name] / check["foretold"] - 1) for name in ("one_pass", "all_places")}
@@ -217,7 +216,7 @@ display(
 # %%
 found = plan_search.searched(subject, judge, params)
 tried = table(found, params.objective)
-figures.save(draw.search(tried), "self_speculation", "search", made_from)
+outputs.save(draw.search(tried), "search")
 
 # %%
 top = best(found, params.objective)
@@ -245,7 +244,7 @@ tried.sort_values(params.objective, ascending=False).head(5)[
 # %%
 race = experiment.race_of(recorded.table)
 share = experiment.share_of_gain(race)
-figures.save(draw.race(race), "self_speculation", "race", made_from)
+outputs.save(draw.race(race), "race", recorded=recorded.file)
 
 # %%
 ends = share.groupby("method")["share"].agg(["min", "median", "count"])
@@ -262,7 +261,7 @@ ends.round(3)
 
 # %%
 frequency = experiment.branch_frequency(race)
-figures.save(draw.frequency(frequency), "self_speculation", "frequency", made_from)
+outputs.save(draw.frequency(frequency), "frequency")
 
 # %% [markdown]
 # Where seeds agree, the model speaks; where they do not, branches are interchangeable, or the search has not settled.
@@ -285,7 +284,7 @@ both = bayes.search(
 everything = pd.concat([tried, table(both, "overlap")], ignore_index=True)
 front = table(bayes.pareto([*found, *both], ("-cost", "overlap")), "overlap")
 lines = layer_skipping.level_lines((1.1, 1.25, 1.5))
-figures.save(draw.trade_off(front, everything, lines), "self_speculation", "trade_off", made_from)
+outputs.save(draw.trade_off(front, everything, lines), "trade_off")
 
 # %% [markdown]
 # ## 7 · When to stop drafting
@@ -296,7 +295,7 @@ figures.save(draw.trade_off(front, everything, lines), "self_speculation", "trad
 # %%
 threshold = experiment.threshold_paths(params.exit_tokens)
 policies = experiment.policies(subject, winner.plan, costs(winner.plan), params)
-figures.save(draw.controllers(threshold, policies), "self_speculation", "controllers", made_from)
+outputs.save(draw.controllers(threshold, policies), "controllers")
 
 # %%
 moved = threshold.groupby("rule")["threshold"].agg(lambda path: (path - path.iloc[0]).abs().max())
@@ -318,7 +317,7 @@ policies.round(3)
 
 # %%
 verification = experiment.rules(subject, winner.plan, (1, 2, 4, 8), params)
-figures.save(draw.rules(verification), "self_speculation", "rules", made_from)
+outputs.save(draw.rules(verification), "rules")
 
 # %% [markdown]
 # ## 8 · The clock has the last word
@@ -333,9 +332,8 @@ figures.save(draw.rules(verification), "self_speculation", "rules", made_from)
 # %%
 timed = experiment.timed(recorded.table)
 where = f"{recorded.machine.name}, {recorded.date}"
-changed = ", ".join(recorded.source_changed) or "nothing"
-display(Markdown(f"*Recorded on* {where}. *Of its sources, changed since:* {changed}."))
-figures.save(draw.timed(timed), "self_speculation", "timed", made_from)
+display(Markdown(f"*Recorded on* {where}."))
+outputs.save(draw.timed(timed), "timed", recorded=recorded.file)
 
 # %%
 won = timed[timed.name == "found 1"].set_index(["model", "sampler"])
@@ -404,7 +402,7 @@ departures.round(3)
 # %%
 needed = experiment.needed([x / 50 for x in range(2, 46)], (1.0, 1.1, 1.25, 1.5, 2.0))
 published = experiment.published_plans()
-figures.save(draw.needed(needed, published, run), "self_speculation", "needed", made_from)
+outputs.save(draw.needed(needed, published, run), "needed")
 
 # %%
 at_c = experiment.needed([run["cost"]], (1.0, 1.1, 1.25)).set_index("gain")["acceptance"]
@@ -464,7 +462,12 @@ everything_told = pd.concat(
     ],
     ignore_index=True,
 )
-results.write("self_speculation", everything_told, values, claims, made_from)
+outputs.finish(
+    everything_told,
+    values,
+    claims,
+    recorded=dict.fromkeys(("race", "search", "timed"), recorded.file),
+)
 pd.DataFrame(
     [
         {"claim": claim.text, "ours": results.ours(claim, results.flattened(values))}
@@ -481,10 +484,3 @@ pd.DataFrame(
 # * **The adaptive threshold moves by a thousandth a round.** What acts in a short text is its first value.
 #
 # Next: [05, gating on the target's confidence](../README.md#the-articles), which asks when to draft at all.
-
-# %%
-display(
-    Markdown(
-        f"*Made from* `{len(made_from.inputs)}` *inputs; versions:* `{dict(made_from.versions)}`"
-    )
-)

@@ -48,16 +48,16 @@ import torch
 from IPython.display import Markdown, display
 
 import foredraft as fd
-from foredraft import figures, paths, recording, results
+from foredraft import paths, recording, results
 from foredraft.experiments import confidence_gating as experiment
 from foredraft.experiments.gating_chances import firsts
 from foredraft.experiments.gating_policies import article
 from foredraft.experiments.gating_race import gating_benchmark, known_costs
 from foredraft.live import steps
+from foredraft.outputs import Outputs
 from foredraft.panel import Panel, Slider
 from foredraft.params import load as load_params
 from foredraft.plots import confidence_gating as draw
-from foredraft.provenance import stamp
 
 overrides = {
     "profile": profile,
@@ -79,11 +79,10 @@ overrides = {
 params = load_params("confidence_gating", overrides)
 recordings = recording.recordings("confidence_gating")
 recorded = recordings.get(params.device, recordings["cpu"])
-made_from = stamp(
+outputs = Outputs(
     "confidence_gating",
     params.model_dump(mode="json"),
     [
-        paths.notebook("confidence_gating"),
         *(paths.prompts(kind) for kind in ("pocket", "chat")),
         paths.plan(params.plan),
         *(file for name in (params.model, params.draft_model) for file in paths.weights(name)),
@@ -165,7 +164,7 @@ confirmation = pd.concat(
     ],
     ignore_index=True,
 )
-figures.save(draw.confirmed(confirmation), "confidence_gating", "confirmed", made_from)
+outputs.save(draw.confirmed(confirmation), "confirmed", recorded=recorded.file)
 
 # %%
 largest = float(confirmation["z"].abs().max())
@@ -191,7 +190,7 @@ curves = pd.concat(
     ],
     ignore_index=True,
 )
-figures.save(draw.reliability(curves), "confidence_gating", "reliability", made_from)
+outputs.save(draw.reliability(curves), "reliability")
 
 # %% [markdown]
 # And by the kind of prompt, for the drafter and the temperature of the parameters:
@@ -204,7 +203,7 @@ by_kind = pd.concat(
     ],
     ignore_index=True,
 ).assign(drafter=main[0], temperature=main[1])
-figures.save(draw.reliability_by_kind(by_kind), "confidence_gating", "by_kind", made_from)
+outputs.save(draw.reliability_by_kind(by_kind), "by_kind")
 
 # %%
 order = sorted(pairs, key=lambda pair: pair != main)
@@ -215,7 +214,7 @@ auc = pd.concat(
     ],
     ignore_index=True,
 )
-figures.save(draw.discrimination(auc), "confidence_gating", "discrimination", made_from)
+outputs.save(draw.discrimination(auc), "discrimination")
 
 # %%
 overall = auc[auc.kind == "all"].pivot_table(
@@ -243,7 +242,7 @@ overall.round(3)
 # clairvoyant who knows beforehand what will be accepted. Gains are over the best fixed length, with 95 % intervals over texts. Where trees, rated on texts that they were not fitted to, lose to a simpler policy, “all signals” is that one: an estimate from below, not a bound.
 
 # %%
-figures.save(draw.policies(judged), "confidence_gating", "policies", made_from)
+outputs.save(draw.policies(judged), "policies", recorded=recorded.file)
 
 # %%
 gain = judged.set_index(["drafter", "temperature", "policy"])
@@ -293,7 +292,7 @@ swept = pd.concat(
     ignore_index=True,
 )
 fixed = float(gain.loc[(*main, "fixed length"), "speedup"])
-figures.save(draw.thresholds(swept, fixed), "confidence_gating", "thresholds", made_from)
+outputs.save(draw.thresholds(swept, fixed), "thresholds", recorded=recorded.file)
 
 # %%
 by_confidence = swept[swept.signal == "confidence"]
@@ -321,11 +320,8 @@ display(
 best_rule = policies[main]["expected gain"]
 rule = best_rule.rule
 looks = best_rule.stop is not None and best_rule.stop.begin(1).watches is not None
-figures.save(
-    draw.curves(experiment.curves_of(rule), rule.least_opening),
-    "confidence_gating",
-    "curves",
-    made_from,
+outputs.save(
+    draw.curves(experiment.curves_of(rule), rule.least_opening), "curves", recorded=recorded.file
 )
 
 # %%
@@ -353,7 +349,7 @@ machines = pd.concat(
     ignore_index=True,
 )
 for heat, part in machines.groupby("temperature"):
-    figures.save(draw.by_cost(part), "confidence_gating", f"by_cost_{heat:g}", made_from)
+    display(outputs.save(draw.by_cost(part), f"by_cost_{heat:g}", recorded=recorded.file))
 
 # %%
 of_rule = (machines.drafter == main[0]) & (machines.temperature == main[1])
@@ -392,8 +388,7 @@ threshold_panel = Panel(
     length=Slider(range(1, params.longest + 1), at=length, name="draft length"),
     text=Slider(range(params.n_prompts), at=shown),
 )
-figures.save(threshold_panel.still, "confidence_gating", "fates", made_from)
-threshold_panel
+outputs.save(threshold_panel, "fates", recorded=recorded.file)
 
 # %%
 at_threshold = first_tokens[main].assign(
@@ -427,9 +422,8 @@ share.round(3)
 timed = experiment.timed(recorded.table)
 gates = recorded.table[recorded.table.strategy == "gate"]
 where = f"{recorded.machine.name}, {recorded.date}"
-changed = ", ".join(recorded.source_changed) or "nothing"
-display(Markdown(f"*Recorded on* {where}. *Of its sources, changed since:* {changed}."))
-figures.save(draw.timed(timed), "confidence_gating", "timed", made_from)
+display(Markdown(f"*Recorded on* {where}."))
+outputs.save(draw.timed(timed), "timed", recorded=recorded.file)
 
 # %%
 clock_rule, clock_article, again = (
@@ -485,7 +479,12 @@ everything = pd.concat(
     ],
     ignore_index=True,
 )
-results.write("confidence_gating", everything, values, claims, made_from)
+outputs.finish(
+    everything,
+    values,
+    claims,
+    recorded=dict.fromkeys(("policies", "clock", "replay", "bookkeeping"), recorded.file),
+)
 pd.DataFrame(
     [
         {"claim": claim.text, "ours": results.ours(claim, results.flattened(values))}
@@ -503,10 +502,3 @@ pd.DataFrame(
 # * **Replay costs nothing.** One recording serves thousands of policies, on the same texts and drafts; by decoding, differences of a per cent would drown in the texts.
 #
 # Next: [06, teaching a vision-language model](../README.md#the-articles).
-
-# %%
-display(
-    Markdown(
-        f"*Made from* `{len(made_from.inputs)}` *inputs; versions:* `{dict(made_from.versions)}`"
-    )
-)

@@ -42,13 +42,13 @@ seed = None
 import pandas as pd
 from IPython.display import Markdown, display
 
-from foredraft import figures, paths, recording, results
+from foredraft import paths, recording, results
 from foredraft.experiments import llava_sft as experiment
 from foredraft.live import counter
+from foredraft.outputs import Outputs
 from foredraft.params import load as load_params
 from foredraft.plots import llava_sft as draw
 from foredraft.plots import table_pictures as show
-from foredraft.provenance import stamp
 
 overrides = {
     "profile": profile,
@@ -67,11 +67,10 @@ overrides = {
 params = load_params("llava_sft", overrides)
 recordings = recording.recordings("llava_sft")
 recorded = recordings.get(params.device, recordings["cpu"])
-made_from = stamp(
+outputs = Outputs(
     "llava_sft",
     params.model_dump(mode="json"),
     [
-        paths.notebook("llava_sft"),
         *paths.weights(params.model),
         *paths.recordings("llava_sft"),
     ],
@@ -91,7 +90,7 @@ pictures = [
     for level, some in shown.items()
     for example in some
 ]
-figures.save(show.levels(pictures), "llava_sft", "levels", made_from)
+outputs.save(show.levels(pictures), "levels")
 
 # %% [markdown]
 # Held-out tables are of other seeds. That alone would not do: small tables of few words meet by chance. So a table belongs to one side by a digest of its Markdown, and beyond level 1 each composed
@@ -105,7 +104,7 @@ figures.save(show.levels(pictures), "llava_sft", "levels", made_from)
 # %%
 _, processor = experiment.base(params)
 tokens = experiment.roles(processor, shown[params.judged_levels[0]][0])
-figures.save(show.roles(tokens), "llava_sft", "roles", made_from)
+outputs.save(show.roles(tokens), "roles")
 
 # %% [markdown]
 # ## 3 · Before
@@ -144,7 +143,7 @@ for each in dict.fromkeys([params.method, *params.methods]):
         params, method=each, report=lambda step, told=told: told(step.step)
     )
 logs = pd.concat([each.log for each in found.values()], ignore_index=True)
-figures.save(draw.learning(logs), "llava_sft", "learning", made_from)
+outputs.save(draw.learning(logs), "learning")
 
 # %%
 trained = {name: each.trained_parameters for name, each in found.items()}
@@ -181,7 +180,7 @@ after = pd.concat(
 )
 tables = pd.concat([before, after], ignore_index=True)
 scores = experiment.scored(tables)
-figures.save(draw.scores(scores), "llava_sft", "scores", made_from)
+outputs.save(draw.scores(scores), "scores")
 
 # %%
 exact = scores.set_index(["stage", "level"])
@@ -206,7 +205,7 @@ scores[[*columns, "text", "text_low", "text_high", "cells", "teds", "valid"]].ro
 # %%
 level = params.judged_levels[min(1, len(params.judged_levels) - 1)]
 chosen = experiment.cases(tables, params, level=level, after=params.method)
-figures.save(show.before_and_after(chosen), "llava_sft", "before_and_after", made_from)
+outputs.save(show.before_and_after(chosen), "before_and_after")
 
 # %% [markdown]
 # ## 6 · What is still wrong
@@ -215,11 +214,11 @@ figures.save(show.before_and_after(chosen), "llava_sft", "before_and_after", mad
 
 # %%
 faults = experiment.faults_by_kind(after[after.stage == params.method])
-figures.save(draw.faults(faults), "llava_sft", "faults", made_from)
+outputs.save(draw.faults(faults), "faults")
 
 # %%
 misread = experiment.misread(after[after.stage == params.method])
-figures.save(draw.confusions(misread), "llava_sft", "confusions", made_from)
+outputs.save(draw.confusions(misread), "confusions")
 
 # %%
 by_size = experiment.by_size(after[after.stage == params.method])
@@ -253,7 +252,7 @@ places = [(0, 0), (1, 0), (1, 1)]
 best = found[params.method]
 maps = experiment.saliency(best.model, best.processor, table, places)
 labels = [table.table.cells[row][column] for row, column in places]
-figures.save(show.saliency(table.image, maps, labels), "llava_sft", "saliency", made_from)
+outputs.save(show.saliency(table.image, maps, labels), "saliency")
 
 # %% [markdown]
 # ## 8 · How many examples
@@ -262,8 +261,7 @@ figures.save(show.saliency(table.image, maps, labels), "llava_sft", "saliency", 
 
 # %%
 where = f"{recorded.machine.name}, {recorded.date}"
-changed = ", ".join(recorded.source_changed) or "nothing"
-display(Markdown(f"*Recorded on* {where}. *Of its sources, changed since:* {changed}."))
+display(Markdown(f"*Recorded on* {where}."))
 own = scores[scores.stage != experiment.BEFORE].rename(columns={"stage": "method"})
 growth = pd.concat(
     [
@@ -272,11 +270,11 @@ growth = pd.concat(
     ],
     ignore_index=True,
 ).astype({"level": int, "examples": int})
-figures.save(draw.growth(growth), "llava_sft", "growth", made_from)
+outputs.save(draw.growth(growth), "growth", recorded=recorded.file)
 
 # %%
 steps = recorded.table[recorded.table.strategy == "step"]
-figures.save(draw.speed(experiment.parts_of_steps(steps)), "llava_sft", "speed", made_from)
+outputs.save(draw.speed(experiment.parts_of_steps(steps)), "speed", recorded=recorded.file)
 
 # %%
 display(
@@ -314,7 +312,7 @@ everything = pd.concat(
     ],
     ignore_index=True,
 )
-results.write("llava_sft", everything, values, claims, made_from)
+outputs.finish(everything, values, claims)
 pd.DataFrame(
     [
         {"claim": claim.text, "ours": results.ours(claim, results.flattened(values))}
@@ -330,10 +328,3 @@ pd.DataFrame(
 # * **It tells letters apart and not how a column is set.** The rule row stands above the rows that would show it, and what has to be compared are edges some pixels apart: at level 3, the only one with alignments, it guesses (section 6, *alignment*).
 #
 # Next: [07, BERT from scratch](../README.md#the-articles).
-
-# %%
-display(
-    Markdown(
-        f"*Made from* `{len(made_from.inputs)}` *inputs; versions:* `{dict(made_from.versions)}`"
-    )
-)

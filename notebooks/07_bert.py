@@ -43,7 +43,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from foredraft import figures, live, paths, recording, results
+from foredraft import live, paths, recording, results
 from foredraft.experiments import bert as experiment
 from foredraft.experiments import bert_learning as learning
 from foredraft.experiments import bert_masking as masking
@@ -51,9 +51,9 @@ from foredraft.experiments import bert_parity as parity
 from foredraft.experiments import bert_search as searching
 from foredraft.models import bert as parts
 from foredraft.models.fused import ActivatedLinear, ResidualLinear
+from foredraft.outputs import Outputs
 from foredraft.params import load as load_params
 from foredraft.plots import bert as draw
-from foredraft.provenance import stamp
 from foredraft.training.docstrings import load_docstrings
 from foredraft.training.pocket_bert import evaluated
 from foredraft.training.wordpiece import read_wordpiece
@@ -73,11 +73,10 @@ overrides = {
 }
 params = load_params("bert", overrides)
 ours, real = experiment.model(params), experiment.encoder(params)
-made_from = stamp(
+outputs = Outputs(
     "bert",
     params.model_dump(mode="json"),
     [
-        paths.notebook("bert"),
         paths.CORPUS,
         *learning.files(),
         *ours.files,
@@ -170,7 +169,7 @@ compare(parity.Pieces.encoder)
 
 # %%
 states = compared[-1][compared[-1].piece == "states"]
-figures.save(draw.parity(states), "bert", "parity", made_from)
+outputs.save(draw.parity(states), "parity")
 
 # %% [markdown]
 # **The heads.** For training: which word was here (against every word's embedding), and does the second sentence follow? These have trained weights in the model that guesses. Their loss has gradients, and
@@ -212,7 +211,7 @@ reader = real.encoder()
 searches = searching.searches(found.held_out_package, params.questions)
 texts = searches["functions"].questions
 looks = experiment.attended(reader.bert, reader.tokenizer, texts[: params.attended])
-figures.save(draw.looks(looks), "bert", "looks", made_from)
+outputs.save(draw.looks(looks), "looks")
 
 # %% [markdown]
 # Then the heads that follow each pattern most, on one sentence.
@@ -222,7 +221,7 @@ sentence = experiment.sentence(reader, texts)
 clearest = experiment.clearest(looks)
 pieces, maps = experiment.maps(reader.bert, reader.tokenizer, sentence, clearest)
 names = [f"layer {r.layer}, head {r.head}: {r.pattern}" for r in clearest.itertuples()]
-figures.save(draw.heads(pieces, maps, names), "bert", "heads", made_from)
+outputs.save(draw.heads(pieces, maps, names), "heads")
 
 # %%
 means = looks.groupby("pattern", sort=False)["share"].mean()
@@ -253,7 +252,7 @@ rows = learning.training_rows(params, found.train)
 rule = learning.recipe(params).masking
 shipped_tokenizer = read_wordpiece(learning.folder())
 fates = masking.fates(rows.passages, shipped_tokenizer, rule, seed=params.seed)
-figures.save(draw.fates(fates), "bert", "fates", made_from)
+outputs.save(draw.fates(fates), "fates")
 
 # %%
 shares = masking.shares(rows.passages, shipped_tokenizer, rule, seed=params.seed)
@@ -271,7 +270,7 @@ by_rate = masking.by_rate(
     params.rates,
     n_rows=params.rate_rows,
 )
-figures.save(draw.by_rate(by_rate), "bert", "by_rate", made_from)
+outputs.save(draw.by_rate(by_rate), "by_rate")
 
 # %%
 at = by_rate.set_index(["rule", "rate"])["accuracy"]
@@ -295,7 +294,7 @@ here = learning.trained(params, rows, judged, report=live.counter("tokens read",
 card = learning.card()
 guessers = learning.guessers(card, evaluated(here.model, None, judged, n_rows=params.judged_rows))
 curves = learning.curves(card, here)
-figures.save(draw.learning(curves, guessers), "bert", "learning", made_from)
+outputs.save(draw.learning(curves, guessers), "learning")
 
 # %%
 nats, right = guessers.set_index("who")["nats"], guessers.set_index("who")["accuracy"]
@@ -332,7 +331,7 @@ with pd.option_context("display.max_colwidth", None):
 # %%
 before = ours.encoder()
 after, contrast = searching.tuned(before, found.train, params)
-figures.save(draw.tuning(contrast), "bert", "tuning", made_from)
+outputs.save(draw.tuning(contrast), "tuning")
 
 # %%
 encoders = {searching.BEFORE: before, searching.AFTER: after}
@@ -344,7 +343,7 @@ similar = {
 }
 recalls = searching.recalls(similar, params.ks)
 arms = experiment.arm_names(ours, real)
-figures.save(draw.recall(recalls, arms), "bert", "recall", made_from)
+outputs.save(draw.recall(recalls, arms), "recall")
 
 # %%
 table = recalls.assign(arm=[arms[arm] for arm in recalls.arm])
@@ -395,11 +394,10 @@ searching.places(searches["functions"], "how far apart are two nodes", after, 5)
 # %%
 recordings = recording.recordings("bert")
 for each in recordings.values():
-    changed = ", ".join(each.source_changed) or "nothing"
     where = f"{each.machine.name}, {each.machine.cores} cores, {each.date}"
-    display(Markdown(f"*Recorded on* {where}. *Of its sources, changed since:* {changed}."))
+    display(Markdown(f"*Recorded on* {where}."))
 times = pd.concat([each.table for each in recordings.values()], ignore_index=True)
-figures.save(draw.speed(times), "bert", "speed", made_from)
+outputs.save(draw.speed(times), "speed", recorded=recordings["cpu"].file)
 
 # %%
 columns = ["workload", "padding", "task", "unit", "foredraft_median", "transformers_median"]
@@ -435,7 +433,9 @@ everything = pd.concat(
     ],
     ignore_index=True,
 )
-results.write("bert", everything, values, claims, made_from)
+outputs.finish(
+    everything, values, claims, recorded=dict.fromkeys(("speed",), recordings["cpu"].file)
+)
 pd.DataFrame(
     [
         {"claim": claim.text, "ours": results.ours(claim, results.flattened(values))}
@@ -465,10 +465,3 @@ display(
 
 # %% [markdown]
 # Next: [08, a first Triton kernel](../README.md#the-articles).
-
-# %%
-display(
-    Markdown(
-        f"*Made from* `{len(made_from.inputs)}` *inputs; versions:* `{dict(made_from.versions)}`"
-    )
-)

@@ -42,12 +42,12 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from foredraft import figures, paths, recording, results
+from foredraft import paths, recording, results
 from foredraft.experiments import vector_add as experiment
 from foredraft.kernels.vector_add import Launch, bytes_moved, reference, vector_add
+from foredraft.outputs import Outputs
 from foredraft.params import load as load_params
 from foredraft.plots import vector_add as draw
-from foredraft.provenance import stamp
 
 overrides = {
     "profile": profile,
@@ -61,10 +61,10 @@ overrides = {
     "seed": seed,
 }
 params = load_params("vector_add", overrides)
-made_from = stamp(
+outputs = Outputs(
     "vector_add",
     params.model_dump(mode="json"),
-    [paths.notebook("vector_add"), *paths.recordings("vector_add")],
+    [*paths.recordings("vector_add")],
     dtype=params.dtype,
 )
 display(Markdown(f"*Kernels in this process*: {experiment.how_it_ran()}."))
@@ -85,7 +85,7 @@ display(Markdown(f"*Kernels in this process*: {experiment.how_it_ran()}."))
 
 # %%
 picture = draw.instances(experiment.instances(19, 8))
-figures.save(picture, "vector_add", "instances", made_from)
+outputs.save(picture, "instances")
 
 # %%
 programs = -(-params.size // params.block)
@@ -149,7 +149,7 @@ display(Markdown("\n".join(f"* *{name}*: {message}" for name, message in told.it
 # %%
 floors, roofline = experiment.floors(params), experiment.roofline(params)
 picture = draw.floors(floors, roofline, dtype=params.dtype)
-figures.save(picture, "vector_add", "floors", made_from)
+outputs.save(picture, "floors")
 
 # %%
 moved = bytes_moved(params.size, of_type)
@@ -193,7 +193,7 @@ display(
         "A view that starts at an odd element loses that."
     )
 )
-figures.save(draw.loads(made.loads), "vector_add", "loads", made_from)
+outputs.save(draw.loads(made.loads), "loads")
 
 # %% [markdown]
 # ## 5 · Block size and warps
@@ -202,7 +202,7 @@ figures.save(draw.loads(made.loads), "vector_add", "loads", made_from)
 # registers and threads say how many instances a multiprocessor holds, and each has both its blocks under way. This is a model: it says which launches *cannot* reach the bandwidth, not how near the others come.
 
 # %%
-figures.save(draw.launches(made.launches), "vector_add", "launches", made_from)
+outputs.save(draw.launches(made.launches), "launches")
 
 # %%
 made.launches[["block", "warps", "registers", "load_bytes", "n_loads", "occupancy", "attainable"]]
@@ -215,7 +215,7 @@ made.launches[["block", "warps", "registers", "load_bytes", "n_loads", "occupanc
 # %%
 counted = experiment.fusion(params)
 worth = experiment.worth(params, counted)
-figures.save(draw.fusion(counted, worth), "vector_add", "fusion", made_from)
+outputs.save(draw.fusion(counted, worth), "fusion")
 
 # %%
 sums = counted.groupby(["form", "rows", "way"])["bytes"].sum().unstack("way")
@@ -262,7 +262,7 @@ made.kernels.pivot_table(index="kernel", columns="target", values="load_bytes", 
 laws = pd.concat(
     [experiment.sampled_law(params), experiment.verified_law(params)], ignore_index=True
 )
-figures.save(draw.laws(laws), "vector_add", "laws", made_from)
+outputs.save(draw.laws(laws), "laws")
 
 # %% [markdown]
 # ## 8 · By the clock
@@ -279,13 +279,8 @@ if recorded is None:
         )
     )
 else:
-    changed = ", ".join(recorded.source_changed) or "nothing"
-    display(
-        Markdown(
-            f"*Recorded on* {recorded.machine.name}, {recorded.date}. *Of its sources, changed since:* {changed}."
-        )
-    )
-    display(figures.save(draw.bandwidth(recorded.table), "vector_add", "bandwidth", made_from))
+    display(Markdown(f"*Recorded on* {recorded.machine.name}, {recorded.date}."))
+    display(outputs.save(draw.bandwidth(recorded.table), "bandwidth", recorded=recorded.file))
 
 # %% [markdown]
 # ## 9 · The results
@@ -307,7 +302,7 @@ everything = pd.concat(
     ],
     ignore_index=True,
 )
-results.write("vector_add", everything, values, claims, made_from)
+outputs.finish(everything, values, claims)
 pd.DataFrame(
     [
         {"claim": claim.text, "ours": results.ours(claim, results.flattened(values))}
@@ -324,10 +319,3 @@ pd.DataFrame(
 # * **A sort is not needed for top-p.** Eight passes that count find the very token that a sort finds, ties included.
 #
 # This is the last of the articles: [back to the list](../README.md#the-articles).
-
-# %%
-display(
-    Markdown(
-        f"*Made from* `{len(made_from.inputs)}` *inputs; versions:* `{dict(made_from.versions)}`"
-    )
-)

@@ -13,12 +13,12 @@ from foredraft import paths
 from foredraft.articles import Article
 from foredraft.files import write_bytes
 
-SAVED = re.compile(r"figures\.save\([^\n]*?\"(\w+)\", \"(\w+)\"")
-"""How a cell keeps the figure that it shows."""
+SAVED = re.compile(r"\[\w+\.png\]\(\.\./(?P<file>\w+/\w+\.png)\)")
+"""What an executed notebook has below the small picture of a figure: a link to the saved one."""
 
 
 def page(article: Article, folder: Path, linked: Callable[[str], str]) -> str:
-    """The article as Markdown; its pictures are written to a folder of its own below this one.
+    """The article as Markdown; pictures that are saved nowhere go to a folder of its own.
 
     Prose goes through `linked`; code and what it printed stay as they are.
     """
@@ -45,17 +45,34 @@ def _pieces(
             continue
         if cell.source:
             yield _block(cell.source, "python", "input")
-        for number, output in enumerate(cell.outputs):
-            if output.output_type == "stream":
-                yield _block(output.text, "text", "output")
-            elif output.output_type == "error":
-                raise ValueError(f"a cell of {stem} ended in {output.ename}; run it again")
-            elif "image/png" in output.data:
-                picture = f"{stem}/{at}_{number}.png"
-                write_bytes(folder / picture, base64.b64decode(output.data["image/png"]))
-                yield _opens_large(f"![{heading}](/{folder.name}/{picture})", cell.source)
-            else:
-                yield _words(output.data, linked)
+        yield from _outputs(cell.outputs, folder, f"{stem}/{at}", heading, linked)
+
+
+def _outputs(
+    outputs: list[Any], folder: Path, name: str, heading: str, linked: Callable[[str], str]
+) -> Iterator[str]:
+    """What a cell shows. A figure is the saved one: the small one before its link is left out."""
+    for number, output in enumerate(outputs):
+        following = outputs[number + 1] if number + 1 < len(outputs) else None
+        if output.output_type == "stream":
+            yield _block(output.text, "text", "output")
+        elif output.output_type == "error":
+            raise ValueError(f"a cell of {name} ended in {output.ename}; run it again")
+        elif found := _saved(output):
+            saved = f"figures/{found}"
+            yield f"[![{heading}](/{links.PLACE}/{saved})]({links.SCHEME}:{saved})"
+        elif "image/png" in output.data and not (following and _saved(following)):
+            picture = f"{name}_{number}.png"
+            write_bytes(folder / picture, base64.b64decode(output.data["image/png"]))
+            yield f"![{heading}](/{folder.name}/{picture})"
+        elif "image/png" not in output.data:
+            yield _words(output.data, linked)
+
+
+def _saved(output: Any) -> str | None:
+    """The file of a saved figure, below the folder of figures, if an output is a link to it."""
+    found = SAVED.fullmatch(output.get("data", {}).get("text/markdown", ""))
+    return found["file"] if found else None
 
 
 def _words(data: Any, linked: Callable[[str], str]) -> str:
@@ -71,15 +88,6 @@ def table(html: str) -> str:
     """A data frame as a table that scrolls in its own box, without a look of its own."""
     plain = re.sub(r"<style.*?</style>| border=\"1\"", "", html, flags=re.DOTALL)
     return f'<div class="frame" tabindex="0">{plain}</div>'
-
-
-def _opens_large(image: str, source: str) -> str:
-    """An image that leads to the drawing its cell saved, which stays sharp at any size."""
-    saved = SAVED.search(source)
-    drawing = saved and paths.figures(saved[1]) / f"{saved[2]}.svg"
-    if drawing is None or not drawing.is_file():
-        return image
-    return f"[{image}]({links.SCHEME}:{paths.label(drawing)})"
 
 
 def _block(text: str, language: str, name: str) -> str:

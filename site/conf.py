@@ -23,7 +23,7 @@ copyright = "the foredraft developers, Apache-2.0"
 version = release = version("foredraft")
 
 extensions = ["myst_parser", "sphinx.ext.viewcode"]
-exclude_patterns = [pages.AS_IT_IS]
+exclude_patterns = [links.PLACE]
 viewcode_follow_imported_members = False  # which would import every module
 add_module_names = False
 python_use_unqualified_type_names = True
@@ -62,7 +62,7 @@ html_sidebars = {"_modules/**": [], "index": [], "results": [], "log": [], "sear
 def setup(app: Sphinx) -> None:
     """Write the pages before Sphinx looks for them, and teach it what it lacks."""
     app.connect("config-inited", lambda app, _: pages.write(Path(app.srcdir)), priority=100)
-    app.config.html_extra_path = [str(Path(app.srcdir) / pages.AS_IT_IS)]
+    app.config.html_extra_path = [str(Path(app.srcdir) / links.PLACE)]
     app.connect("viewcode-find-source", links.source)
     app.connect("doctree-read", links.exactly, priority=100)
     app.connect("doctree-resolved", links.resolve)

@@ -18,10 +18,13 @@ from foredraft import paths
 from foredraft.articles import ARTICLES
 
 SCHEME = "repo"
-"""`repo:figures/x.svg` is a file that lies on the site as it lies in the repository."""
+"""`repo:figures/x.png` is a file that lies on the site as it lies in the repository."""
+
+PLACE = "as_it_is"
+"""Below the pages: what the site holds as the repository does, figures and tables."""
 
 PAGES = {"README.md": "index", "RESULTS.md": "results", "LOG.md": "log"}
-AS_IT_IS = (".png", ".svg", ".pdf", ".csv")
+AS_IT_IS = (".png", ".csv")
 INLINE_LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 
 

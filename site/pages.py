@@ -13,9 +13,6 @@ from foredraft.articles import ARTICLES, Article
 from foredraft.files import write_text
 from foredraft.results import Claim, Findings
 
-AS_IT_IS = "as_it_is"
-"""Below the pages: what the site holds as the repository does, figures and tables."""
-
 IMAGE = re.compile(rf"!\[([^\]]*)\]\({links.SCHEME}:(\S+)\.png\)")
 LANGUAGES = {".yaml": "yaml", ".cff": "yaml", ".json": "json"}
 
@@ -24,7 +21,7 @@ def write(site: Path) -> None:
     """Write every page below the folder that Sphinx reads; ValueError if it holds anything."""
     if any(site.iterdir()):
         raise ValueError(f"{site} is not empty; give an empty folder, as `make site` does")
-    files(site / AS_IT_IS)
+    files(site / links.PLACE)
     for name, text in pages(site).items():
         write_text(site / f"{name}.md", text)
 
@@ -90,7 +87,7 @@ def contents(*names: str, hidden: bool = False) -> str:
 def figure(image: re.Match[str]) -> str:
     """An image of the repository that opens large."""
     alt, stem = image.groups()
-    return f"[![{alt}](/{AS_IT_IS}/{stem}.png)]({links.SCHEME}:{stem}.svg)"
+    return f"[![{alt}](/{links.PLACE}/{stem}.png)]({links.SCHEME}:{stem}.png)"
 
 
 def articles_page(pages: dict[str, str]) -> str:

@@ -126,10 +126,10 @@ def test_nothing_is_fetched_from_elsewhere(site):
 @every_article
 def test_an_article_has_a_page_with_its_code_figures_and_words_in_the_search_index(article, site):
     page = text(site / "articles" / f"{article.stem}.html")
-    drawings = re.findall(rf"href=\"(\.\./figures/{article.slug}/\w+\.svg)\"", page)
+    drawings = re.findall(rf"href=\"(\.\./figures/{article.slug}/\w+\.png)\"", page)
     assert drawings
     assert {Path(each).name for each in drawings} <= {
-        each.name for each in paths.figures(article.slug).glob("*.svg")
+        each.name for each in paths.figures(article.slug).glob("*.png")
     }
     assert 'class="input ' in page
     titles = re.search(r'"?titles"?:(\[.*?\])', text(site / "searchindex.js"))
@@ -246,6 +246,6 @@ def test_a_figure_opens_large_by_the_keyboard_and_closes(site, page):
     assert before
     assert after
     assert after["height"] > before["height"]
-    assert large.evaluate("dialog => dialog.querySelector('img').src").endswith(".svg")
+    assert large.evaluate("dialog => dialog.querySelector('img').src").endswith(".png")
     page.keyboard.press("Escape")
     expect(large).not_to_be_visible()

@@ -25,7 +25,7 @@ document.addEventListener("DOMContentLoaded", () => {
     button.append(image);
     button.addEventListener("click", () => open(image.src, image.alt));
   }
-  for (const link of document.querySelectorAll("article a[href$='.png'], article a[href$='.svg']")) {
+  for (const link of document.querySelectorAll("article a[href$='.png']")) {
     link.addEventListener("click", (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();

@@ -3,8 +3,8 @@
 Who and what stands in CITATION.cff; what made the file stands in dvc.lock; the commit is git's.
 """
 
+import json
 import re
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from foredraft import lock, paths, recording, results
+from foredraft import git, lock, paths, recording, results
 from foredraft.articles import ARTICLES
 from foredraft.hints import unknown
 from foredraft.lock import Output
+from foredraft.outputs import Record, read_record
 from foredraft.results import Findings, Value, tex
 
 
@@ -30,11 +31,19 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Where and when the recorded measurements were made that a result draws on."""
+    """Where and when the recorded measurements were made that a result draws on.
+
+    `changed` are the sources that are no longer what they were made with; empty: it is current.
+    """
 
     file: str
     machine: str
     date: str
+    changed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        older = f"; made by older sources: {len(self.changed)} changed since" * bool(self.changed)
+        return f"on {self.machine}, {self.date}, {self.file}{older}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,12 @@ class Citation:
     commit: Commit | None
     measured: tuple[Measured, ...]
     figure: Figure | None = None
+    record: Record | None = None
+
+    @property
+    def outdated(self) -> tuple[Measured, ...]:
+        """The recordings behind it that were made by older sources."""
+        return tuple(each for each in self.measured if each.changed)
 
     def text(self) -> str:
         """One sentence for a list of references."""
@@ -99,9 +114,11 @@ class Citation:
         if self.commit:
             since = ", changed since" if self.commit.is_changed else ""
             facts.append(("commit", f"{self.commit.digest} of {self.commit.date}{since}"))
-        facts += [
-            ("measured", f"on {each.machine}, {each.date}, {each.file}") for each in self.measured
-        ]
+        if self.record:
+            facts.append(("record", paths.label(paths.record(self.record.stamp.what))))
+            facts += [("code", f"{each} {name}") for name, each in self.record.stamp.code.items()]
+            facts.append(("processor", str(self.record.processor)))
+        facts += [("measured", str(each)) for each in self.measured]
         facts += [("parameter", f"{name}: {value}") for name, value in self.made.params.items()]
         facts += [("input", f"{digest} {name}") for name, digest in self.made.inputs.items()]
         return "\n".join(f"{name:<10} {fact}" for name, fact in facts)
@@ -121,6 +138,7 @@ class Citation:
             "parameters": made["params"],
             "inputs": made["inputs"],
             "measured": [asdict(each) for each in self.measured],
+            "record": json.loads(self.record.to_json()) if self.record else None,
         }
 
     @property
@@ -157,13 +175,15 @@ def cite(target: str) -> Citation:
     made = lock.output(path)
     made.require_current()
     file = paths.label(path)
+    record = _record(made)
     return Citation(
         cited=f"{file}#{key}" if key else file,
         software=yaml.safe_load(paths.CITATION.read_text(encoding="utf-8")),
         made=made,
         commit=_commit(path),
-        measured=tuple(_measured(name) for name in made.inputs if _is_recording(name)),
+        measured=tuple(map(_measured, _recordings(made, record, path, key))),
         figure=_figure(file, key) if key else None,
+        record=record,
     )
 
 
@@ -186,29 +206,40 @@ def _findings(file: str) -> Findings:
     return found
 
 
+def _record(made: Output) -> Record | None:
+    """The record of the article whose stage made something; None for the page of results."""
+    if made.stage not in {each.slug for each in ARTICLES}:
+        return None
+    file = paths.ROOT / paths.label(paths.record(made.stage))
+    return read_record(file) if file.is_file() else None
+
+
+def _recordings(made: Output, record: Record | None, path: Path, key: str) -> list[str]:
+    """The recordings behind a value or a figure; of another file, all that its stage draws on."""
+    if record is not None and key:
+        behind = record.recorded.items()
+        return [file for name, file in behind if f"#{key}.".startswith(f"{name}.")]
+    if record is not None and path.parent.name == made.stage:
+        return [file for name, file in record.recorded.items() if name == path.stem]
+    return [name for name in made.inputs if _is_recording(name)]
+
+
 def _is_recording(name: str) -> bool:
     return (paths.ROOT / name).parent == paths.RECORDED
 
 
 def _measured(name: str) -> Measured:
     kept = recording.read(paths.ROOT / name)
-    return Measured(name, f"{kept.machine.name}, {kept.machine.cores} cores", kept.date)
+    machine = f"{kept.machine.name}, {kept.machine.cores} cores"
+    return Measured(name, machine, kept.date, kept.source_changed)
 
 
 def _commit(path: Path) -> Commit | None:
     """The last commit of a file; None without git, or before the file is committed."""
-    told = _git("log", "-1", "--format=%H %cs", "--", str(path.resolve()))
+    told = git.output("log", "-1", "--format=%H %cs", "--", str(path.resolve()))
     if not told:
         return None
     digest, date = told.split()
-    return Commit(digest, date, bool(_git("status", "--porcelain", "--", str(path.resolve()))))
-
-
-def _git(*words: str) -> str:
-    try:
-        told = subprocess.run(
-            ["git", *words], cwd=paths.ROOT, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return told.stdout.strip()
+    return Commit(
+        digest, date, bool(git.output("status", "--porcelain", "--", str(path.resolve())))
+    )

@@ -241,11 +241,70 @@ def _make(planned: "Sequence[Point]", engine: "Engine") -> dict[Path, str]:
 
 @app.command()
 def sync() -> None:
-    """Write each notebook's .ipynb twin, and in dvc.yaml the modules it imports, from its .py."""
-    from foredraft import pairs, paths, stages
+    """Write each notebook's .ipynb twin from its .py."""
+    from foredraft import pairs, paths
 
-    for path in [*pairs.sync(), *stages.sync()]:
+    for path in pairs.sync():
         _progress.print(f"✓ {paths.label(path)}")
+
+
+@app.command("digests")
+def write_digests() -> None:
+    """Write data/digests: for each article, the digest of the code that its notebook reaches."""
+    from foredraft import digests, paths
+
+    for path in digests.write():
+        _progress.print(f"✓ {paths.label(path)}")
+
+
+@app.command()
+def reproduce(
+    slugs: Annotated[
+        list[str] | None, typer.Argument(metavar="[ARTICLE]...", help="Without one: all.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="How many articles at a time.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Compute articles again and compare every claim; exit code 1 if one differs."""
+    from foredraft import reproduction, verdicts
+
+    def say(line: str) -> None:
+        _progress.print(line, markup=False, soft_wrap=True)
+
+    chosen = [article(slug) for slug in dict.fromkeys(slugs or [])] or list(ARTICLES)
+    report = reproduction.reproduce(chosen, say, jobs=jobs)
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        _output.print(verdicts.table(report))
+        for line in verdicts.lines(report):
+            _output.print(line, markup=False, soft_wrap=True)
+    if not report.reproduced:
+        raise RuntimeError(verdicts.failure(report))
+
+
+@app.command("figures")
+def draw_figures(
+    slugs: Annotated[
+        list[str] | None, typer.Argument(metavar="[ARTICLE]...", help="Without one: all.")
+    ] = None,
+    formats: Annotated[str, typer.Option(help="png, svg or pdf, with commas between.")] = "pdf,svg",
+    out: Annotated[
+        Path | None, typer.Option(help="Write below this folder instead of build/figures.")
+    ] = None,
+) -> None:
+    """Draw figures again, in any format, from the values that their articles kept."""
+    from foredraft import paths
+    from foredraft.redraw import redraw
+
+    endings = [each.strip() for each in formats.split(",") if each.strip()]
+    if not endings:
+        raise ValueError(f"--formats {formats!r} names no format: give pdf, svg or png")
+    below = (out or paths.BUILD / "figures").absolute()
+    chosen = [article(slug) for slug in dict.fromkeys(slugs or [])] or list(ARTICLES)
+    for each in chosen:
+        written = list(redraw(each.slug, endings, below / each.slug))
+        _progress.print(f"✓ {len(written)} files in {paths.label(below / each.slug)}")
 
 
 @app.command()
@@ -259,7 +318,11 @@ def cite(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cite a figure or a value: words, BibTeX and what made it; exit code 1 if it is outdated."""
+    """Cite a figure or a value: words, BibTeX and what made it.
+
+    Exit code 1 if it is not what its stage made, or if a recording behind it is older than the
+    code that it speaks for.
+    """
     from foredraft.citation import cite as cited
 
     if form not in (None, *FORMATS):
@@ -267,10 +330,16 @@ def cite(
     citation = cited(target)
     if as_json or form == "json":
         _print_json(citation.document())
-        return
-    parts = {"text": citation.text(), "bibtex": citation.bibtex()}
-    wanted = [parts[form]] if form else [*parts.values(), citation.provenance()]
-    typer.echo("\n\n".join(wanted))
+    else:
+        parts = {"text": citation.text(), "bibtex": citation.bibtex()}
+        wanted = [parts[form]] if form else [*parts.values(), citation.provenance()]
+        typer.echo("\n\n".join(wanted))
+    for each in citation.outdated:
+        raise RuntimeError(
+            f"{each.file} of {each.date} was measured with older sources; {len(each.changed)} have "
+            f"changed since, {', '.join(each.changed[:3])} among them: "
+            f"`foredraft record {citation.made.stage}` measures it with those of today"
+        )
 
 
 @app.command()
@@ -278,7 +347,7 @@ def trace(
     file: Annotated[Path, typer.Argument(help="A PNG, SVG, PDF, JSON or CSV file, anywhere.")],
     as_json: AsJson = False,
 ) -> None:
-    """Tell what made a downloaded figure or result, and whether this checkout still has it so."""
+    """Show what made a downloaded figure or result, and whether this checkout still has it so."""
     from dataclasses import asdict
 
     from foredraft.origin import trace as traced

@@ -1,16 +1,20 @@
-"""How a figure looks and how it is saved: one theme, one style a strategy, a stamp in each file.
+"""How a figure looks and how it is saved: one theme, one style per strategy, a mark in each file.
 
-Nothing here imports torch: a figure is drawn from a tidy table that has been written already.
-A notebook's figure is `figure = panels(2)`, a plot on each of `figure.axes`, then `save(...)`.
+Nothing here imports torch: a figure is drawn from tidy tables. A function that draws one is a
+`drawing`: it starts from `figure = panels(2)` and plots on each of `figure.axes`; what it returns
+keeps the values that it was drawn from, so that it can be drawn again in another format.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, ParamSpec, cast
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
@@ -19,15 +23,28 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from foredraft import paths
+from foredraft import values
 from foredraft.files import write_bytes
-from foredraft.provenance import Stamp
+from foredraft.hints import unknown
+from foredraft.provenance import Mark
+
+P = ParamSpec("P")
 
 SINGLE = 3.5
 """Inches: one column of a two-column page."""
 DOUBLE = 7.2
 """Inches: the full width of a page."""
-DOTS_PER_INCH = 300
+DOTS_PER_INCH = 160
+"""Of a saved picture: 1,152 across a page, half as much again as a column of text on a screen."""
+PREVIEW_DOTS_PER_INCH = 96
+"""Of the picture in a notebook, which links to the saved one."""
+
+PALETTES = (16, 32, 64, 128, 256)
+"""Sizes of a picture's palette that are tried: the fewer colours, the fewer bytes."""
+FARTHEST, FAR, FEW = 48, 8, 0.005
+"""Of 255: no pixel's colour may move by FARTHEST, and only a FEW of them by more than FAR."""
+
+FORMATS = ("png", "svg", "pdf")
 
 SEQUENTIAL = "cividis"
 """For heat maps and numbers: the same order to every eye, and in grey."""
@@ -62,6 +79,38 @@ STYLES: Mapping[str, Style] = MappingProxyType(
 """
 
 
+class Drawn(Figure):
+    """A figure that knows the `drawing` and the encoded arguments that it came from."""
+
+    drawing: str | None = None
+    arguments: values.JSON = None
+
+
+def drawing(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Let a function draw from its arguments as they are kept, and note them on its figure.
+
+    They are tables, arrays, pictures and plain values (`values.encode`); floats arrive with six
+    significant digits, so that the last ones, in which processors differ, are not seen.
+    """
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        encoded = values.encode([list(args), dict(kwargs)])
+        figure = draw_again(draw, encoded)
+        if isinstance(figure, Drawn):
+            figure.drawing = f"{draw.__module__}.{draw.__name__}"
+            figure.arguments = encoded
+        return figure
+
+    return drawn
+
+
+def draw_again(draw: Callable[..., Figure], encoded: values.JSON) -> Figure:
+    """Call what draws a figure with arguments that were encoded."""
+    args, kwargs = values.decode(encoded)
+    return draw(*args, **kwargs)
+
+
 def theme() -> None:
     """Set the look from matplotlib's own defaults up, whatever the user's matplotlibrc says."""
     mpl.rcdefaults()
@@ -77,7 +126,9 @@ def panels(
     """
     theme()
     size = (width, height * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", squeeze=False, FigureClass=Drawn
+    )
     if grid.size > 1:
         for letter, axes in zip("abcdefghijklmnop", grid.flat, strict=False):
             axes.set_title(letter, loc="left", fontweight="bold")
@@ -117,39 +168,66 @@ def where(frame: pd.DataFrame, **columns: object) -> pd.DataFrame:
     return cast("pd.DataFrame", frame.loc[chosen])
 
 
-def save(figure: Figure, slug: str, name: str, stamp: Stamp) -> Figure:
-    """Write a figure as PNG, SVG and PDF with its stamp inside; the same bytes each time.
+def page(height: float) -> Figure:
+    """A themed figure of a page's width without axes, for what is laid out by hand (inches)."""
+    theme()
+    return plt.figure(figsize=(DOUBLE, height), FigureClass=Drawn)
 
-    The stamp is PNG's text key Provenance, SVG's Description, PDF's Keywords. Returns the figure,
-    closed, so that a notebook whose cell ends in it shows it once.
+
+def save(
+    figure: Figure, folder: Path, mark: Mark, formats: Collection[str] = ("png",)
+) -> list[Path]:
+    """Write a figure in some formats with its mark inside, the same bytes each time; close it.
+
+    The mark is PNG's text key Provenance, SVG's Description, PDF's Keywords.
     """
-    text = stamp.to_json()
+    text = mark.to_json()
     about: Mapping[str, dict[str, str | None]] = {
         "png": {"Software": None, "Provenance": text},
         "svg": {"Date": None, "Creator": None, "Description": text},
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Keywords": text},
     }
+    written = []
     with mpl.rc_context({"svg.hashsalt": "foredraft", "pdf.fonttype": 42}):
-        for ending, metadata in about.items():
+        for ending in formats:
+            if ending not in about:
+                raise unknown("format of a figure", ending, FORMATS)
             drawn = io.BytesIO()
-            figure.savefig(drawn, format=ending, dpi=DOTS_PER_INCH, metadata=metadata)
+            figure.savefig(drawn, format=ending, dpi=DOTS_PER_INCH, metadata=about[ending])
             content = drawn.getvalue()
             if ending == "png":
-                content = _in_few_colours(content)
-            write_bytes(paths.figures(slug) / f"{name}.{ending}", content)
+                content = in_few_colours(content)
+            written.append(folder / f"{mark.name}.{ending}")
+            write_bytes(written[-1], content)
     plt.close(figure)
-    return figure
+    return written
 
 
-def _in_few_colours(png: bytes) -> bytes:
-    """Give it a palette of 256 colours: two fifths of the bytes, and nobody sees it."""
+def preview(figure: Figure) -> bytes:
+    """A small PNG of a figure, for a notebook."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=PREVIEW_DOTS_PER_INCH, metadata={"Software": None})
+    plt.close(figure)
+    return in_few_colours(drawn.getvalue())
+
+
+def in_few_colours(png: bytes) -> bytes:
+    """Give a PNG the smallest palette in which nobody sees a difference; keep what it says."""
     written, about = io.BytesIO(), PngInfo()
     with PngImageFile(io.BytesIO(png)) as image:
         for key, text in image.text.items():
             about.add_text(key, text)
-        few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        full = image.convert("RGB")
+        tried = (full.quantize(n, dither=Image.Dither.NONE) for n in PALETTES)
+        few = next((each for each in tried if _looks_like(full, each)), full)
         few.save(written, "png", optimize=True, pnginfo=about, dpi=image.info["dpi"])
     return written.getvalue()
+
+
+def _looks_like(full: Image.Image, few: Image.Image) -> bool:
+    before, after = (np.asarray(each.convert("RGB"), dtype=int) for each in (full, few))
+    moved = np.abs(after - before).max(axis=-1)
+    return bool(moved.max() < FARTHEST and (moved > FAR).mean() < FEW)
 
 
 _SETTINGS = {

@@ -67,14 +67,15 @@ def _public(nodes: list[ast.AST]) -> Iterator[str]:
     }
     for node in nodes:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id in ours and node.attr in _homes():
-                yield _homes()[node.attr]
+            if node.value.id in ours and node.attr in homes():
+                yield homes()[node.attr]
         elif isinstance(node, ast.ImportFrom) and node.module == "foredraft":
-            yield from (_homes()[name.name] for name in node.names if name.name in _homes())
+            yield from (homes()[name.name] for name in node.names if name.name in homes())
 
 
 @cache
-def _homes() -> Mapping[str, str]:
+def homes() -> Mapping[str, str]:
+    """Where each public name of the package lives, which resolves it on first use."""
     package = ast.parse((paths.PACKAGES["foredraft"] / "__init__.py").read_text(encoding="utf-8"))
     assigned = [node for node in package.body if isinstance(node, ast.Assign)]
     homes = next(node.value for node in assigned if ast.unparse(node.targets[0]) == "_HOMES")

@@ -28,12 +28,16 @@ BASE_PROFILE = "pocket"
 
 
 class Section(BaseModel):
-    """What every article's parameters have in common."""
+    """What every article's parameters have in common.
+
+    `threads` are those of the notebook's kernel when `foredraft run` starts it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     profile: str
     seed: Annotated[int, Field(ge=0)]
+    threads: Annotated[int, Field(ge=1)]
 
 
 class Sampling(Section):

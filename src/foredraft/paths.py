@@ -21,11 +21,15 @@ MODELS = ROOT / "data" / "models"
 PROMPTS = ROOT / "data" / "prompts"
 PLANS = ROOT / "data" / "plans"
 RECORDED = ROOT / "data" / "recorded"
+DIGESTS = ROOT / "data" / "digests"
+"""One line an article: the digest of the code that its notebook reaches."""
 LOCK = ROOT / "dvc.lock"
 """What each stage was made from and what it made, by digest."""
 CITATION = ROOT / "CITATION.cff"
 CORPUS = ROOT / "data" / "corpus.json"
 """Which packages, files and bytes the pocket models were trained on."""
+BUILD = ROOT / "build"
+"""What is made on request and never committed: vectors, the site, reports."""
 CACHE = ROOT / ".cache"
 """What can be made again at any time: token streams, checkpoints. Ignored by git."""
 
@@ -59,6 +63,21 @@ def results(slug: str, ending: str = "json") -> Path:
     `csv` is its tidy table, `json` has stamp, claims and values; `grid.csv` is a further table.
     """
     return result_files() / f"{article(slug).slug}.{ending}"
+
+
+def record(slug: str) -> Path:
+    """The full record of what an article's results and figures were made from."""
+    return results(slug, "stamp.json")
+
+
+def figure_tables(slug: str) -> Path:
+    """The values that an article's figures are drawn from, figure by figure."""
+    return results(slug, "figures.json")
+
+
+def digest_line(slug: str) -> Path:
+    """The file that holds the digest of the code that an article's notebook reaches."""
+    return DIGESTS / f"{article(slug).slug}.txt"
 
 
 def cited(slug: str) -> str:

@@ -23,8 +23,9 @@ SPREAD = re.compile("spread$|_iqr$")
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A measured table with the machine and the day (UTC) it was measured on."""
+    """A measured table with the machine and the day (UTC) it was measured on, and its file."""
 
+    file: Path
     table: pd.DataFrame
     machine: Machine
     date: str
@@ -76,6 +77,7 @@ def read(path: Path) -> Recording:
     """Read what `record` wrote."""
     stamped = read_json(path)
     return Recording(
+        file=path,
         table=pd.DataFrame(stamped.content["rows"], columns=stamped.content["columns"]),
         machine=Machine(**stamped.content["machine"]),
         date=stamped.content["date"],

@@ -1,22 +1,21 @@
 """What an article found: a table, values, and the claims that set a value beside the article's.
 
-`data/results/<slug>.json` holds stamp, table, claims, values; a value is cited as `file#key`.
+`data/results/<slug>.json` holds mark, table, claims, values; a value is cited as `file#key`.
 From these files, and nothing else, come RESULTS.md and the TeX macros of figures/results.tex.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from foredraft import paths
-from foredraft.articles import ARTICLES, Article
+from foredraft.articles import ARTICLES, Article, article
 from foredraft.files import write_text
 from foredraft.hints import unknown
-from foredraft.provenance import Stamp, read_json, write_table
+from foredraft.provenance import read_marked
 
 Value = float | int | str | bool
 
@@ -27,6 +26,8 @@ class Claim:
 
     `key` is that of our value; `article` what the article reports (None: nothing); `n` how many
     measurements ours is from; `spread` half the width of its 95 % interval, None if it is exact.
+    `drift` is how far another kind of processor may move it, absolute; None: by its spread, and
+    without one by a hundredth of the value.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Claim:
     article: Value | None = None
     n: int = 1
     spread: float | int | None = None
+    drift: float | int | None = None
 
 
 def notch(iqr: float, n: int) -> float:
@@ -56,16 +58,13 @@ class Findings:
         return paths.cited(self.article.slug)
 
 
-def write(
-    slug: str,
-    table: pd.DataFrame,
-    values: Mapping[str, Any],
-    claims: Iterable[Claim],
-    stamp: Stamp,
-) -> None:
-    """Write an article's results; values may be nested, `{"a": {"b": 1}}` is cited as `#a.b`.
+def checked(
+    slug: str, values: Mapping[str, Any], claims: Iterable[Claim]
+) -> Mapping[str, list[dict[str, Any]] | Mapping[str, Any]]:
+    """The content of an article's file of results: its claims, and its values, nested or flat.
 
-    ValueError for a claim without its value, an id that stands twice, or an ill-formed key.
+    `{"a": {"b": 1}}` is cited as `#a.b`. ValueError for a claim without its value, an id that
+    occurs twice, or an ill-formed key.
     """
     flat, claims = flattened(values), list(claims)
     names = [claim.id for claim in claims]
@@ -74,8 +73,15 @@ def write(
     for claim in claims:
         if claim.key not in flat:
             raise unknown(f"value of the claim {claim.id!r}", claim.key, flat)
-    content = {"claims": [asdict(claim) for claim in claims], "values": values}
-    write_table(paths.results(slug, "csv"), table, stamp, content)
+    return {"claims": [_stated(claim) for claim in claims], "values": values}
+
+
+def _stated(claim: Claim) -> dict[str, Any]:
+    """A claim as it is kept: without a drift where it has none of its own."""
+    stated = asdict(claim)
+    if claim.drift is None:
+        del stated["drift"]
+    return stated
 
 
 def read(slug: str, below: Path | None = None) -> Findings | None:
@@ -83,9 +89,16 @@ def read(slug: str, below: Path | None = None) -> Findings | None:
     path = paths.results(slug) if below is None else below / paths.cited(slug)
     if not path.is_file():
         return None
-    content = read_json(path).content
+    return _findings(article(slug), read_marked(path))
+
+
+def parse(article: Article, text: str) -> Findings:
+    """An article's findings from the text of a file, whatever its mark says."""
+    return _findings(article, json.loads(text))
+
+
+def _findings(article: Article, content: Mapping[str, Any]) -> Findings:
     claims = tuple(Claim(**claim) for claim in content["claims"])
-    article = next(article for article in ARTICLES if article.slug == slug)
     return Findings(article=article, claims=claims, values=flattened(content["values"]))
 
 

@@ -7,6 +7,7 @@ written has nothing in it that a second run would change.
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 import jupytext
 import nbformat
+from filelock import FileLock
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
@@ -26,6 +28,9 @@ from foredraft import live, params, paths
 from foredraft.files import write_text
 from foredraft.hints import unknown
 from foredraft.pairs import identify
+
+RUNNING = paths.CACHE / "running"
+"""Where an article writes until it is done."""
 
 FAILED = paths.CACHE / "failed"
 """Where a notebook that failed is kept, with its outputs up to the error; else below `out`."""
@@ -41,18 +46,46 @@ class NotebookError(RuntimeError):
 def run(slug: str, overrides: Mapping[str, Any], *, out: Path | None = None) -> Path:
     """Execute an article's notebook and return the path of its executed copy.
 
-    Everything that the run writes goes below `out`, or into the repository if that is None.
+    Everything that the run writes goes below `out`, or into the repository if that is None: there
+    only when all of it is done, so that a run that is stopped leaves the former results whole.
     Raises ValueError for a parameter that is not allowed, before anything is executed, and
-    NotebookError if a cell fails; the executed copy of an earlier run then stays as it was.
+    NotebookError if a cell fails; what an earlier run wrote then stays as it was.
     """
-    notebook = read(slug)
-    resolved(slug, overrides)
-    failed = FAILED if out is None else out / FAILED.name
-    with _environment(out):
+    threads = int(resolved(slug, overrides)["threads"])
+    if out is None and paths.outputs() != paths.ROOT:
+        out = paths.outputs()
+    if out is not None:
+        return _execute(slug, overrides, out=out, failed=out / FAILED.name, threads=threads)
+    folder = RUNNING / slug
+    RUNNING.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        _execute(slug, overrides, out=folder, failed=FAILED, threads=threads)
+        _replace(slug, folder)
+        shutil.rmtree(folder)
+    return paths.executed(slug)
+
+
+def _execute(
+    slug: str, overrides: Mapping[str, Any], *, out: Path, failed: Path, threads: int
+) -> Path:
+    with _environment(out, threads):
         target = paths.executed(slug)
-        executed = _executed(notebook, slug, overrides, failed=failed / f"{slug}.ipynb")
+        executed = _executed(read(slug), slug, overrides, failed=failed / f"{slug}.ipynb")
         write_text(target, normalised(executed))
     return target
+
+
+def _replace(slug: str, folder: Path) -> None:
+    """Put what a run wrote in the place of what an earlier one left: the record goes last."""
+    written = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    last = paths.record(slug).relative_to(paths.outputs())
+    for name in sorted(written, key=lambda name: (name == last, name)):
+        target = paths.outputs() / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / name, target)
+    for left in set(paths.figures(slug).glob("*")) - {paths.outputs() / name for name in written}:
+        left.unlink()
 
 
 def resolved(slug: str, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -104,6 +137,8 @@ def normalised(notebook: NotebookNode) -> str:
             del cell.metadata["tags"]
         if cell.cell_type == "code":
             cell.outputs = _joined(cell.outputs)
+            for output in cell.outputs:
+                _lead_to_figures(output)
     return nbformat.writes(notebook) + "\n"
 
 
@@ -129,8 +164,11 @@ def _fonts() -> Path:
 
 
 @contextmanager
-def _environment(out: Path | None) -> Iterator[None]:
-    """What the kernel inherits: nothing of the user's own set-up that could change a figure."""
+def _environment(out: Path, threads: int) -> Iterator[None]:
+    """What the kernel inherits: nothing of the user's own set-up that could change a result.
+
+    The threads are the article's own: with another number sums are taken in another order.
+    """
     before = dict(os.environ)
     with TemporaryDirectory() as folder:
         os.environ |= {
@@ -142,11 +180,12 @@ def _environment(out: Path | None) -> Iterator[None]:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "TRANSFORMERS_VERBOSITY": "error",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            paths.OUTPUT_VARIABLE: str(out.absolute()),
         }
         for name in ("COLUMNS", "LINES", "MATPLOTLIBRC", live.SESSION_VARIABLE):
             os.environ.pop(name, None)
-        if out is not None:
-            os.environ[paths.OUTPUT_VARIABLE] = str(out.absolute())
         try:
             yield
         finally:
@@ -175,7 +214,7 @@ def _executed(
                 extra_arguments=["--log-level=ERROR"],
             )
         except DeadKernelError as error:
-            raise NotebookError(f"{slug}: the kernel died; a lack of memory does that") from error
+            raise NotebookError(f"{slug}: the kernel died, probably out of memory") from error
         except PapermillExecutionError as error:
             write_text(failed, written.read_text(encoding="utf-8"))
             raise NotebookError(_told(error, slug, failed)) from error
@@ -189,6 +228,13 @@ def _told(error: PapermillExecutionError, slug: str, kept: Path) -> str:
         f"{error.ename}: {error.evalue}\n"
         f"the notebook up to there is {kept}"
     )
+
+
+def _lead_to_figures(output: NotebookNode) -> None:
+    """Let the links below figures lead on from where the executed copy lies, beside them."""
+    text = output.get("data", {}).get("text/markdown")
+    if text is not None:
+        output.data["text/markdown"] = text.replace("](../figures/", "](../")
 
 
 def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:

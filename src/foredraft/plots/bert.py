@@ -87,6 +87,7 @@ BARS: Mapping[str, Any] = {"elinewidth": 0.8, "capsize": 1.5}
 """The look of intervals."""
 
 
+@figures.drawing
 def parity(states: pd.DataFrame) -> Figure:
     """How far our hidden states lie from the reference's behind each layer; dotted: the bounds.
 
@@ -113,6 +114,7 @@ def parity(states: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def looks(table: pd.DataFrame) -> Figure:
     """Where every head's tokens look: a panel a pattern, a cell a head.
 
@@ -141,6 +143,7 @@ def looks(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def heads(tokens: Sequence[str], maps: Sequence[np.ndarray], names: Sequence[str]) -> Figure:
     """Some heads' attention on one text: from each token (row) to each (column).
 
@@ -169,6 +172,7 @@ def heads(tokens: Sequence[str], maps: Sequence[np.ndarray], names: Sequence[str
     return figure
 
 
+@figures.drawing
 def fates(table: pd.DataFrame) -> Figure:
     """What the masking rules do to one passage; a panel a rule. Columns: rule, text, fate."""
     placed = {
@@ -206,6 +210,7 @@ def fates(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def by_rate(table: pd.DataFrame) -> Figure:
     """How many masked tokens are guessed, and how surely, by rule and rate.
 
@@ -238,6 +243,7 @@ def by_rate(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def learning(curves: pd.DataFrame, guessers: pd.DataFrame) -> Figure:
     """How the loss on held-out rows falls below what counting reaches.
 
@@ -272,6 +278,7 @@ def learning(curves: pd.DataFrame, guessers: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def recall(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
     """How often the own text is among the first k; a panel a task, a line an arm.
 
@@ -303,6 +310,7 @@ def recall(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
     return figure
 
 
+@figures.drawing
 def tuning(log: pd.DataFrame) -> Figure:
     """How the contrast falls while the encoder is fine-tuned: step, loss (nats a pair)."""
     figure = figures.panels(width=figures.DOUBLE * 0.6, height=2.2)
@@ -321,6 +329,7 @@ def tuning(log: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def speed(table: pd.DataFrame) -> Figure:
     """What transformers takes over what ours takes; a panel a task, a row a workload.
 

@@ -72,6 +72,7 @@ SHARE = FuncFormatter(lambda share, _: f"{share:.0%}")
 GAIN = FuncFormatter(lambda gain, _: f"{gain - 1:+.0%}")
 
 
+@figures.drawing
 def confirmed(table: pd.DataFrame) -> Figure:
     """Tokens a round, decoded against replayed, with 95 % intervals; and the z of each policy.
 
@@ -106,6 +107,7 @@ def confirmed(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def reliability(table: pd.DataFrame) -> Figure:
     """How often the first drafted token is accepted, by a signal of the target before it.
 
@@ -137,6 +139,7 @@ def reliability(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def reliability_by_kind(table: pd.DataFrame) -> Figure:
     """The same for each kind of prompt, of one drafter at one temperature; a panel a kind.
 
@@ -169,6 +172,7 @@ def reliability_by_kind(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def discrimination(table: pd.DataFrame) -> Figure:
     """How well each signal tells first tokens that will be accepted from those that will not.
 
@@ -221,6 +225,7 @@ def _aucs(axes: Axes, rows: list[tuple[str, pd.DataFrame]]) -> None:
     axes.set_xlabel("AUC")
 
 
+@figures.drawing
 def policies(table: pd.DataFrame) -> Figure:
     """What each policy gains over the best fixed length, on the same texts.
 
@@ -236,6 +241,7 @@ def policies(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def timed(table: pd.DataFrame) -> Figure:
     """What each policy's rounds gain by the clock, beside what replay foretold of the same prompts.
 
@@ -296,6 +302,7 @@ def _gain(
     axes.text(high if beyond else low, place, told, color=look.colour, **text)
 
 
+@figures.drawing
 def thresholds(table: pd.DataFrame, fixed: float) -> Figure:
     """What a gate comes to at every threshold, by the rounds that it keeps from drafting.
 
@@ -340,6 +347,7 @@ def thresholds(table: pd.DataFrame, fixed: float) -> Figure:
     return figure
 
 
+@figures.drawing
 def threshold_fates(table: pd.DataFrame) -> Figure:
     """One text as a gate at a threshold decodes it, and what the gate comes to on all texts.
 
@@ -355,6 +363,7 @@ def threshold_fates(table: pd.DataFrame) -> Figure:
     )
 
 
+@figures.drawing
 def curves(table: pd.DataFrame, least: float) -> Figure:
     """The chances that the rule goes by, and the one from which on a draft pays.
 
@@ -403,6 +412,7 @@ def _crossing(opening: pd.DataFrame, least: float) -> tuple[float | None, str]:
     return signal, f"up to {there}" if pays[i] else f"from {there} on"
 
 
+@figures.drawing
 def by_cost(table: pd.DataFrame) -> Figure:
     """What gating brings on machines where a draft step costs another share of a plain step.
 

@@ -53,6 +53,7 @@ TIMES = FuncFormatter(lambda times, _: f"{times:g}×")
 SHARE = FuncFormatter(lambda share, _: f"{share:.0%}")
 
 
+@figures.drawing
 def branches(table: pd.DataFrame) -> Figure:
     """What each branch is worth, each switched off alone: a row a measure, a column a model.
 
@@ -87,6 +88,7 @@ def branches(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def pairs(table: pd.DataFrame) -> Figure:
     """β of joint sets against the product of their branches' β; the gap by number of branches.
 
@@ -127,6 +129,7 @@ def pairs(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def plane(table: pd.DataFrame, lines: pd.DataFrame, timed: pd.DataFrame) -> Figure:
     """Every plan by cost and β, the break-even line, and lines of equal best speed-up.
 
@@ -159,6 +162,7 @@ def plane(table: pd.DataFrame, lines: pd.DataFrame, timed: pd.DataFrame) -> Figu
     return figure
 
 
+@figures.drawing
 def exits(table: pd.DataFrame, plain: Sequence[str], trained: str) -> Figure:
     """Early exit against spread-out skipping at equal cost; plain against trained.
 
@@ -208,6 +212,7 @@ def _exits_told(table: pd.DataFrame, plain: str, trained: str) -> str:
     )
 
 
+@figures.drawing
 def stack(cosines: pd.DataFrame, threes: pd.DataFrame) -> Figure:
     """How alike layers are by distance, and what three layers cost by where they lie in the stack.
 
@@ -246,6 +251,7 @@ def stack(cosines: pd.DataFrame, threes: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def bytes_read(shares: pd.DataFrame, article: pd.DataFrame, got: float) -> Figure:
     """Bytes of a decode step by part; what the article's plan could bring, and what it `got`.
 
@@ -287,6 +293,7 @@ def bytes_read(shares: pd.DataFrame, article: pd.DataFrame, got: float) -> Figur
     return figure
 
 
+@figures.drawing
 def positions(table: pd.DataFrame, betas: pd.DataFrame) -> Figure:
     """α by position of drafts that were verified, beside β at the first step, a panel a model.
 
@@ -320,6 +327,7 @@ def positions(table: pd.DataFrame, betas: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def drafted_text(table: pd.DataFrame) -> Figure:
     """One text that was drafted under a plan, token by token, and what the plan came to in it.
 
@@ -336,6 +344,7 @@ def drafted_text(table: pd.DataFrame) -> Figure:
     )
 
 
+@figures.drawing
 def vocabulary(table: pd.DataFrame) -> Figure:
     """β and cost of a draft that knows only the tokenizer's first tokens.
 
@@ -369,6 +378,7 @@ def vocabulary(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def clock(table: pd.DataFrame, where: str) -> Figure:
     """Recorded speed-ups of drafting for oneself, greedy, each at its fastest length; by model.
 

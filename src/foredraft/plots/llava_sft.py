@@ -61,6 +61,7 @@ EDGE: Mapping[str, Any] = {"edgecolor": "white", "linewidth": 0}
 """A bar's: what its hatch is drawn in."""
 
 
+@figures.drawing
 def scores(table: pd.DataFrame) -> Figure:
     """How well tables of each level are written before and after, with 95 % intervals.
 
@@ -95,6 +96,7 @@ def scores(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def learning(log: pd.DataFrame) -> Figure:
     """How the loss falls with the examples seen, by method; markers: on the development tables.
 
@@ -125,6 +127,7 @@ def learning(log: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def growth(table: pd.DataFrame) -> Figure:
     """How the share of exact tables grows with the examples learnt from; a panel a level.
 
@@ -162,6 +165,7 @@ def growth(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def faults(table: pd.DataFrame) -> Figure:
     """In what fine-tuned models go wrong, by kind; a panel a level, a bar a method.
 
@@ -200,6 +204,7 @@ def faults(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def confusions(table: pd.DataFrame) -> Figure:
     """Which characters are most often read as which.
 
@@ -231,6 +236,7 @@ def confusions(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def speed(table: pd.DataFrame) -> Figure:
     """Where the time of a training step goes, by method.
 

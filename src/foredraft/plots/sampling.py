@@ -26,6 +26,7 @@ BEFORE = 90
 PLAIN, BLUE, REMOVED = STYLES["target"].colour, STYLES["foredraft"].colour, "#D9D9D9"
 
 
+@figures.drawing
 def nine_words(frame: pd.DataFrame) -> Figure:
     """Bars of each setting's probabilities over the nine words, beside the plain softmax.
 
@@ -50,6 +51,7 @@ def nine_words(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def knobs(table: pd.DataFrame) -> Figure:
     """Entropy (top) and kept tokens (bottom) against each knob: median and quartiles."""
     figure = figures.panels(len(KNOBS), 2, height=1.9)
@@ -78,6 +80,7 @@ def knobs(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def one_position(table: pd.DataFrame, before: str) -> Figure:
     """Bars of a sampler's probabilities after a text, beside the plain softmax.
 
@@ -104,6 +107,7 @@ def one_position(table: pd.DataFrame, before: str) -> Figure:
     return figure
 
 
+@figures.drawing
 def grid(table: pd.DataFrame) -> Figure:
     """Likelihood and diversity over temperature × top-p, and one against the other."""
     figure = figures.panels(3, height=2.5)
@@ -137,6 +141,7 @@ def grid(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def repetition(table: pd.DataFrame) -> Figure:
     """Repeated 4-grams and likelihood against the repetition penalty: mean and 95 % interval."""
     figure = figures.panels(2, width=figures.DOUBLE * 0.75, height=2.2)
@@ -164,6 +169,7 @@ def repetition(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def costs(table: pd.DataFrame, where: str) -> Figure:
     """How many times faster than transformers' processors: a line a setting, a mark a vocabulary.
 

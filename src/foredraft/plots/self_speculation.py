@@ -74,6 +74,7 @@ SHARE = FuncFormatter(lambda share, _: f"{share:.0%}")
 ERROR = FuncFormatter(lambda error, _: f"{error:+.0%}")
 
 
+@figures.drawing
 def article(lengths: pd.DataFrame, run: Mapping[str, float]) -> Figure:
     """The article's run: its speed-up beside what its α and c allow, and both on their plane.
 
@@ -119,6 +120,7 @@ def article(lengths: pd.DataFrame, run: Mapping[str, float]) -> Figure:
     return figure
 
 
+@figures.drawing
 def reality(table: pd.DataFrame) -> Figure:
     """Tokens a round, foretold against decoded, a panel a temperature; the z of drawn texts.
 
@@ -150,6 +152,7 @@ def reality(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def shortcuts(table: pd.DataFrame) -> Figure:
     """The relative error of three ways to foretell tokens a round, a panel a temperature.
 
@@ -189,6 +192,7 @@ def shortcuts(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def search(trials: pd.DataFrame) -> Figure:
     """One search as it went: what each plan was foretold to give, and the best so far.
 
@@ -216,6 +220,7 @@ def search(trials: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def race(table: pd.DataFrame) -> Figure:
     """The best plan so far of each way to search, a panel a space of plans.
 
@@ -268,6 +273,7 @@ def _race_told(small: pd.DataFrame) -> str:
     )
 
 
+@figures.drawing
 def frequency(table: pd.DataFrame) -> Figure:
     """How often each branch is in the best plan of a search, over seeds.
 
@@ -295,6 +301,7 @@ def frequency(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def trade_off(front: pd.DataFrame, trials: pd.DataFrame, lines: pd.DataFrame) -> Figure:
     """The plans that no other beats in both c and β, among all that were tried.
 
@@ -325,6 +332,7 @@ def trade_off(front: pd.DataFrame, trials: pd.DataFrame, lines: pd.DataFrame) ->
     return figure
 
 
+@figures.drawing
 def controllers(paths: pd.DataFrame, policies: pd.DataFrame) -> Figure:
     """The thresholds of the adaptive rules at their extremes; what each way to end a draft gives.
 
@@ -364,6 +372,7 @@ def controllers(paths: pd.DataFrame, policies: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def timed(table: pd.DataFrame) -> Figure:
     """What the best plan of each search was foretold to give, and what decoding under it gave.
 
@@ -426,6 +435,7 @@ def timed(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def needed(table: pd.DataFrame, plans: pd.DataFrame, run: Mapping[str, float]) -> Figure:
     """The acceptance that each speed-up needs at each cost; where the published plans are.
 
@@ -463,6 +473,7 @@ def needed(table: pd.DataFrame, plans: pd.DataFrame, run: Mapping[str, float]) -
     return figure
 
 
+@figures.drawing
 def rules(table: pd.DataFrame) -> Figure:
     """Tokens a round by draft length under both rules of verification.
 

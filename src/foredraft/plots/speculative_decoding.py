@@ -32,6 +32,7 @@ TIMES = FuncFormatter(lambda times, _: f"{times:g}×")
 SHARE = FuncFormatter(lambda share, _: f"{share:.0%}")
 
 
+@figures.drawing
 def nine_words(laws: pd.DataFrame) -> Figure:
     """Overlap of p and q; the residual; what a round emits, right and wrong.
 
@@ -59,6 +60,7 @@ def nine_words(laws: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def mistakes(table: pd.DataFrame) -> Figure:
     """Total variation between the joint law of three words and the target's, by variant."""
     figure = figures.panels(width=figures.DOUBLE * 0.75, height=1.9)
@@ -87,6 +89,7 @@ def mistakes(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def acceptance(position: pd.DataFrame, kinds: pd.DataFrame, heat: pd.DataFrame) -> Figure:
     """Acceptance by position, by prompt kind and by temperature, with intervals over texts.
 
@@ -129,6 +132,7 @@ def acceptance(position: pd.DataFrame, kinds: pd.DataFrame, heat: pd.DataFrame) 
     return figure
 
 
+@figures.drawing
 def overlap(table: pd.DataFrame) -> Figure:
     """The distribution of β over positions: acceptance is no constant.
 
@@ -151,6 +155,7 @@ def overlap(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def tokens(table: pd.DataFrame, rules: pd.DataFrame) -> Figure:
     """Tokens a pass against γ, measured and by formula; block against token verification.
 
@@ -198,6 +203,7 @@ def tokens(table: pd.DataFrame, rules: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def surface(grid: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     """The best speed-up over acceptance and cost, and its draft length, with pairs on it.
 
@@ -224,6 +230,7 @@ def surface(grid: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def choice(grid: pd.DataFrame, table: pd.DataFrame, length: int) -> Figure:
     """One pair on the surface of best speed-ups, and what each of its draft lengths gives.
 
@@ -257,6 +264,7 @@ def choice(grid: pd.DataFrame, table: pd.DataFrame, length: int) -> Figure:
     return figure
 
 
+@figures.drawing
 def lengths(table: pd.DataFrame, compared: pd.DataFrame, by: str) -> Figure:
     """Predicted speed-up against γ, and what a fixed length forgoes.
 
@@ -293,6 +301,7 @@ def lengths(table: pd.DataFrame, compared: pd.DataFrame, by: str) -> Figure:
     return figure
 
 
+@figures.drawing
 def beside(arms: pd.DataFrame, where: str) -> Figure:
     """Speed-ups over our own autoregressive decoding at batch 1, ours and transformers'.
 
@@ -339,6 +348,7 @@ def beside(arms: pd.DataFrame, where: str) -> Figure:
     return figure
 
 
+@figures.drawing
 def predicted(arms: pd.DataFrame, where: str) -> Figure:
     """Measured against predicted speed-up over γ, for the tokens after the first.
 
@@ -378,6 +388,7 @@ def predicted(arms: pd.DataFrame, where: str) -> Figure:
     return figure
 
 
+@figures.drawing
 def batches(arms: pd.DataFrame, where: str) -> Figure:
     """Tokens a second by batch size, of the strategies measured at all sizes, a panel a sampler.
 

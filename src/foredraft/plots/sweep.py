@@ -14,6 +14,7 @@ ACROSS, CHARACTERS = 3, 40
 """Panels side by side at most, and how many characters of a claim go into a line above one."""
 
 
+@figures.drawing
 def panels(table: pd.DataFrame, *, x: str, hue: str | None, keys: Sequence[str]) -> Figure:
     """Draw a panel for each key of a tidy table: columns x, hue, key, value, spread, claim.
 

@@ -12,7 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 from matplotlib import font_manager
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -86,6 +85,7 @@ class Case(Protocol):
         ...
 
 
+@figures.drawing
 def levels(examples: Sequence[tuple[int, Image, str]]) -> Figure:
     """Show tables, level by level, a row each: the pictures, and below them their Markdown."""
     if not examples:
@@ -115,6 +115,7 @@ def levels(examples: Sequence[tuple[int, Image, str]]) -> Figure:
     return _titled(page, f"Tables and the Markdown to be written, in characters, at level {told}")
 
 
+@figures.drawing
 def roles(tokens: pd.DataFrame) -> Figure:
     """Draw a conversation as a box a token, and a bar below each that carries loss.
 
@@ -175,6 +176,7 @@ def _placed(
     return placed, line + (column > 0)
 
 
+@figures.drawing
 def before_and_after(cases: Sequence[Case]) -> Figure:
     """Show pictures with what was read of them before and after; marked where it is unlike.
 
@@ -204,6 +206,7 @@ def before_and_after(cases: Sequence[Case]) -> Figure:
     return _titled(page, f"Of {len(cases)} held-out tables, written as they should be: {told}")
 
 
+@figures.drawing
 def saliency(image: Image, maps: Sequence[np.ndarray], labels: Sequence[str]) -> Figure:
     """Show a table, and for each of its cells the patches that its text was read from.
 
@@ -320,9 +323,7 @@ def _picture(page: Axes, image: Image, x: float, y: float) -> None:
 
 def _page(height: float) -> Axes:
     """Make a figure as wide as a page, and axes all over it whose unit is an inch, y downwards."""
-    figures.theme()
-    figure = plt.figure(figsize=(figures.DOUBLE, height))
-    page = figure.add_axes((0, 0, 1, 1))
+    page = figures.page(height).add_axes((0, 0, 1, 1))
     page.set(xlim=(0, figures.DOUBLE), ylim=(height, 0), autoscale_on=False)
     page.set_axis_off()
     return page

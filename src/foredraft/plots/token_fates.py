@@ -27,6 +27,7 @@ SHADES = colormaps["Greys"]
 """The darker a token's ground, the less sure was the target of it."""
 
 
+@figures.drawing
 def fates(table: pd.DataFrame, lead: str = "") -> Figure:
     """Draw a text in lines of equal characters; a row a token: text, confidence, fate.
 

@@ -43,6 +43,7 @@ SMALL: Mapping[str, Any] = {"fontsize": 6.5, "title_fontsize": 6.5}
 SHARE = FuncFormatter(lambda share, _: f"{share:.0%}")
 
 
+@figures.drawing
 def instances(table: pd.DataFrame) -> Figure:
     """Draw which elements each program instance has, and which places its mask switches off.
 
@@ -76,6 +77,7 @@ def instances(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def floors(table: pd.DataFrame, roofline: pd.DataFrame, *, dtype: str) -> Figure:
     """Draw what an addition takes at least, by its bytes, and where it stands under the roof.
 
@@ -123,6 +125,7 @@ def floors(table: pd.DataFrame, roofline: pd.DataFrame, *, dtype: str) -> Figure
     return figure
 
 
+@figures.drawing
 def launches(table: pd.DataFrame) -> Figure:
     """Draw, by block and warps, loads, occupancy and what of the bandwidth can be asked for.
 
@@ -149,6 +152,7 @@ def launches(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def loads(table: pd.DataFrame) -> Figure:
     """Draw how many loads a thread makes, with and without the hint of alignment.
 
@@ -175,6 +179,7 @@ def loads(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def fusion(table: pd.DataFrame, worth: pd.DataFrame) -> Figure:
     """Draw what add + RMSNorm moves, one by one and fused, and what the saving is of a layer.
 
@@ -240,6 +245,7 @@ def _savings(axes: Axes, worth: pd.DataFrame) -> None:
     axes.yaxis.set_major_formatter(SHARE)
 
 
+@figures.drawing
 def laws(table: pd.DataFrame) -> Figure:
     """Draw the share of each token beside what it must be; a panel a way to draw.
 
@@ -279,6 +285,7 @@ def laws(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@figures.drawing
 def bandwidth(table: pd.DataFrame) -> Figure:
     """Draw what was timed: each kernel's share of the copy's bandwidth, and over torch's time.
 

@@ -9,10 +9,9 @@ from typing import Any
 import pandas as pd
 
 from foredraft import figures, paths, provenance, results
-from foredraft.environment import variable
 from foredraft.hints import unknown
 from foredraft.plots import sweep as plots
-from foredraft.provenance import Stamp
+from foredraft.provenance import Mark, Stamp
 from foredraft.sweep.point import Point
 
 COLUMNS = ("key", "value", "spread", "n", "claim")
@@ -88,9 +87,9 @@ def report(points: Sequence[Point], folder: Path, asked: Sequence[str] = ()) -> 
         return [path]
     x, hue, *_ = [*swept(points), None]
     figure = plots.panels(table, x=str(x), hue=hue, keys=keys)
-    with variable(paths.OUTPUT_VARIABLE, str(folder)):
-        figures.save(figure, points[0].slug, "sweep", stamp)
-        return [path, *sorted(paths.figures(points[0].slug).glob("sweep.*"))]
+    mark = Mark(points[0].slug, "sweep", provenance.digest(path))
+    below = folder / "figures" / points[0].slug
+    return [path, *figures.save(figure, below, mark, figures.FORMATS)]
 
 
 def _rows(point: Point, names: Sequence[str]) -> list[dict[str, Any]]:

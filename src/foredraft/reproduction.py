@@ -1,0 +1,342 @@
+"""Does it reproduce? Every article computed again, and a verdict on each claim.
+
+The results as they are committed are put aside first. Then the articles run, two at a time, each
+with the threads that params.yaml gives it, longest first. In the end every claim is compared.
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TypeGuard
+
+from foredraft import digests, git, paths, readme, results
+from foredraft.articles import Article
+from foredraft.files import write_text
+from foredraft.machine import Processor, this_processor
+from foredraft.outputs import Record
+from foredraft.results import Claim, Findings, Value
+
+JOBS = 2
+"""Articles at a time: with one thread each, two on two cores take less than one after another."""
+
+LONGEST_FIRST = ("self_speculation", "llava_sft", "bert", "layer_skipping", "confidence_gating")
+"""What is started first, so that nothing long is left for the end."""
+
+HEARTBEAT, POLL = 30, 0.2
+"""Seconds between two lines that say what runs, and between two looks at it."""
+
+DRIFT = 0.01
+"""How far another kind of processor may move a value that states nothing of it, relatively."""
+
+
+class Verdict(StrEnum):
+    """What became of a value; only the last means that it did not reproduce."""
+
+    SAME = "same digits"
+    WITHIN = "within its interval"
+    DRIFT = "drift on another processor"
+    DIFFERS = "differs"
+
+
+SEVERITY = tuple(Verdict)
+"""From the best to the worst."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A claim, or a value without one, as committed and as computed here."""
+
+    slug: str
+    key: str
+    text: str
+    committed: Value | None
+    here: Value | None
+    verdict: Verdict
+    is_claim: bool
+
+    @property
+    def change(self) -> str:
+        """What it was and is, in words."""
+        before, after = results.shown(self.committed), results.shown(self.here)
+        moved = None
+        if _is_number(self.committed) and _is_number(self.here):
+            moved = float(self.here) - float(self.committed)
+        return f"{before} → {after}" + ("" if moved is None else f" ({moved:+.2g})")
+
+
+def compare(committed: Findings, here: Findings, *, same_processor: bool) -> list[Compared]:
+    """Compare the values of an article, those that back a claim by the claim's tolerances.
+
+    A claim may move by its spread anywhere, and on another kind of processor by its `drift`; a
+    value without a claim by nothing here, and by DRIFT there.
+    """
+    claims = {claim.key: claim for claim in (*committed.claims, *here.claims)}
+    compared = []
+    for key in dict.fromkeys([*claims, *committed.values, *here.values]):
+        before, after, claim = committed.values.get(key), here.values.get(key), claims.get(key)
+        verdict = judge(before, after, claim, same_processor=same_processor)
+        text = claim.text if claim else key
+        slug = committed.article.slug
+        compared.append(Compared(slug, key, text, before, after, verdict, claim is not None))
+    return compared
+
+
+def judge(
+    committed: Value | None, here: Value | None, claim: Claim | None, *, same_processor: bool
+) -> Verdict:
+    """The verdict on one value: see `compare`."""
+    if type(committed) is type(here) and committed == here:
+        return Verdict.SAME
+    if not (_is_number(committed) and _is_number(here)):
+        return Verdict.DIFFERS
+    before, moved = float(committed), abs(float(here) - float(committed))
+    if claim is not None and claim.spread is not None and moved <= claim.spread:
+        return Verdict.WITHIN
+    drift = DRIFT * abs(before) if claim is None or claim.drift is None else claim.drift
+    return Verdict.DRIFT if not same_processor and moved <= drift else Verdict.DIFFERS
+
+
+def _is_number(value: Value | None) -> TypeGuard[float | int]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What an article is compared with: its results, and the processor that they were made on.
+
+    With git these are the committed ones, else those that were there before the first reproduction.
+    `found` are those that lay in the checkout if they are others: edited, or of a former run.
+    """
+
+    committed: Findings | None
+    found: Findings | None
+    processor: Processor | None
+
+    def compare(self, here: Findings, processor: Processor) -> list[Compared]:
+        """Compare with both; where they disagree the worse verdict counts."""
+        same = self.processor is not None and self.processor.kind == processor.kind
+        worst: dict[str, Compared] = {}
+        for each in (self.committed, self.found):
+            for found in compare(each, here, same_processor=same) if each else ():
+                before = worst.setdefault(found.key, found)
+                if SEVERITY.index(found.verdict) > SEVERITY.index(before.verdict):
+                    worst[found.key] = found
+        return list(worst.values())
+
+
+def baseline(article: Article) -> Baseline:
+    """Read what is committed, and what lies in the checkout."""
+    file, record = paths.cited(article.slug), paths.label(paths.record(article.slug))
+    lying = _text(paths.ROOT / file)
+    if git.is_repository():
+        committed, stamp = git.file_at("HEAD", file), git.file_at("HEAD", record)
+    else:
+        first = FIRST / article.slug
+        committed, stamp = _text(first / "results.json"), _text(first / "stamp.json")
+        if not committed:
+            committed, stamp = lying, _text(paths.ROOT / record)
+            write_text(first / "stamp.json", stamp)
+            write_text(first / "results.json", committed)
+    differs = lying and lying.strip() != committed.strip()
+    return Baseline(
+        committed=results.parse(article, committed) if committed else None,
+        found=results.parse(article, lying) if differs else None,
+        processor=Record.from_json(stamp).processor if stamp else None,
+    )
+
+
+FIRST = paths.CACHE / "reproduction"
+"""Where the results of an unpacked archive are kept as they came, since git does not."""
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+class Interrupted(RuntimeError):
+    """A reproduction was stopped: articles that were running are lost, the others stand."""
+
+
+@dataclass
+class Run:
+    """The articles of one reproduction, and how far they are; `say` gets what happens in lines."""
+
+    articles: Sequence[Article]
+    say: Callable[[str], None]
+    jobs: int = JOBS
+    done: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    _running: dict[str, tuple["subprocess.Popen[bytes]", float]] = field(default_factory=dict)
+    _begun: float = field(default_factory=time.monotonic)
+
+    def run(self) -> None:
+        """Run all, longest first; Interrupted, which names what is lost, on a signal."""
+        waiting = sorted(self.articles, key=_rank)
+        said = time.monotonic()
+        with _signals_as_interrupts():
+            try:
+                while waiting or self._running:
+                    while waiting and len(self._running) < self.jobs:
+                        self._start(waiting.pop(0))
+                    self._collect()
+                    if time.monotonic() - said > HEARTBEAT:
+                        said = time.monotonic()
+                        self.say(f"  {self.elapsed}  {self._state(waiting)}")
+                    time.sleep(POLL)
+            except KeyboardInterrupt:
+                raise Interrupted(self._stop()) from None
+
+    @property
+    def elapsed(self) -> str:
+        """Minutes and seconds since the beginning."""
+        minutes, seconds = divmod(int(time.monotonic() - self._begun), 60)
+        return f"{minutes:2d}:{seconds:02d}"
+
+    def _start(self, article: Article) -> None:
+        slug = article.slug
+        log = _log(slug)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "foredraft", "run", slug],
+                cwd=paths.ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._running[slug] = process, time.monotonic()
+        self.say(f"▶ {self.elapsed}  {article.number:02d} {slug}")
+
+    def _collect(self) -> None:
+        for slug, (process, started) in list(self._running.items()):
+            if process.poll() is None:
+                continue
+            del self._running[slug]
+            took = f"{time.monotonic() - started:.0f} s"
+            if process.returncode == 0:
+                self.done.append(slug)
+                self.say(f"✓ {self.elapsed}  {slug}  {took}")
+            else:
+                self.failed.append(slug)
+                told = _log(slug).read_text(encoding="utf-8", errors="replace").strip()
+                self.say(f"✗ {self.elapsed}  {slug}  {took}\n{told}")
+
+    def _state(self, waiting: Sequence[Article]) -> str:
+        now = time.monotonic()
+        running = [f"{slug} {now - started:.0f} s" for slug, (_, started) in self._running.items()]
+        left = ", ".join(each.slug for each in waiting) or "nothing else"
+        return f"running: {', '.join(running)}; left: {left}"
+
+    def _stop(self) -> str:
+        for process, _ in self._running.values():
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+        lost = ", ".join(self._running) or "nothing"
+        done = ", ".join(self.done) or "none"
+        return (
+            f"stopped after {self.elapsed.strip()}: {lost} was running and is lost, its results are "
+            f"as they were before; computed again: {done}. `make reproduce` begins anew"
+        )
+
+
+def _rank(article: Article) -> tuple[int, int]:
+    """Longest first."""
+    known = article.slug in LONGEST_FIRST
+    return (LONGEST_FIRST.index(article.slug) if known else len(LONGEST_FIRST)), article.number
+
+
+def _log(slug: str) -> Path:
+    return paths.BUILD / "reproduction" / f"{slug}.log"
+
+
+@contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """Let a request to end be an interrupt, as Ctrl-C is."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a reproduction came to: every value's verdict, and where both sides were made."""
+
+    compared: Sequence[Compared]
+    failed: Sequence[str]
+    committed_on: Sequence[str]
+    here_on: str
+    changed: Sequence[str]
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether all ran, and nothing differs beyond its interval."""
+        return not self.failed and not self.beyond()
+
+    def beyond(self) -> list[Compared]:
+        """What differs."""
+        return [each for each in self.compared if each.verdict is Verdict.DIFFERS]
+
+    def counts(self, *, claims: bool) -> Mapping[Verdict, int]:
+        """How many claims, or other values, have each verdict."""
+        of_kind = [each.verdict for each in self.compared if each.is_claim == claims]
+        return {verdict: of_kind.count(verdict) for verdict in Verdict}
+
+    def to_json(self) -> str:
+        """All of it, for machines."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def reproduce(
+    articles: Sequence[Article], say: Callable[[str], None], *, jobs: int = JOBS
+) -> Report:
+    """Compute articles again, whatever the digests say, and compare with what is committed.
+
+    Interrupted if it is stopped. Afterwards dvc.lock, RESULTS.md and the README's numbers are
+    those of the new results.
+    """
+    before = {each.slug: baseline(each) for each in articles}
+    digests.write()
+    run = Run(articles, say, jobs)
+    run.run()
+    readme.write(results.publish())
+    _lock(["code", *run.done, "results"])
+    here = this_processor()
+    compared: list[Compared] = []
+    for each in articles:
+        found = results.read(each.slug) if each.slug in run.done else None
+        compared += before[each.slug].compare(found, here) if found else []
+    report = Report(
+        compared=compared,
+        failed=run.failed,
+        committed_on=sorted({str(each.processor) for each in before.values() if each.processor}),
+        here_on=str(here),
+        changed=git.changed_files(),
+    )
+    write_text(paths.BUILD / "reproduction.json", report.to_json())
+    return report
+
+
+def _lock(stages: Sequence[str]) -> None:
+    """Let dvc.lock say that these stages made what is there now."""
+    dvc = Path(sys.executable).with_name("dvc")
+    done = subprocess.run(
+        [str(dvc), "commit", "--force", *stages], cwd=paths.ROOT, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"dvc.lock could not be brought up to date: {done.stderr.strip()}")
