@@ -303,8 +303,6 @@ values, claims = experiment.findings(scores, logs, trained, params)
 everything = pd.concat(
     [
         scores.assign(part="scores"),
-        tables.drop(columns=["reference", "predicted"]).assign(part="tables"),
-        logs.assign(part="learning"),
         faults.assign(part="faults"),
         misread.assign(part="misread"),
         by_size.assign(part="by_size"),

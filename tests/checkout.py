@@ -39,7 +39,7 @@ from pathlib import Path
 import pandas as pd
 
 from foredraft import params, paths, results
-from foredraft.provenance import stamp
+from foredraft.outputs import Outputs
 
 # %%
 given = {"profile": profile, "length": length, "temperature": temperature, "seed": seed}
@@ -65,17 +65,8 @@ claims = [
     results.Claim("rate", "The rate", "acceptance.mean", n=4, spread=0.01),
     results.Claim("same", "The same everywhere", "same"),
 ]
-results.write(
-    "speculative_decoding",
-    pd.DataFrame({"x": [1]}),
-    values,
-    claims,
-    stamp(
-        "speculative_decoding",
-        taken.model_dump(mode="json"),
-        [paths.notebook("speculative_decoding")],
-    ),
-)
+outputs = Outputs("speculative_decoding", taken.model_dump(mode="json"))
+outputs.finish(pd.DataFrame({"x": [1]}), values, claims)
 """
 
 STAGE = """stages:
@@ -86,6 +77,8 @@ STAGE = """stages:
     plots:
       - figures/executed/02_speculative_decoding.ipynb: {cache: false}
       - data/results/speculative_decoding.csv: {cache: false}
+      - data/results/speculative_decoding.figures.json: {cache: false}
+      - data/results/speculative_decoding.stamp.json: {cache: false}
     metrics:
       - data/results/speculative_decoding.json: {cache: false}
 """

@@ -1,5 +1,6 @@
 """README's example of a new article, followed to the letter in a copy of the repository."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -17,11 +18,15 @@ SECTION = (
     .partition("\n## To add an article\n")[2]
     .partition("\n## ")[0]
 )
-STEP = re.compile(r"`([\w./]+)`(?:, (above|below) `([^`]+)`)?:\n\n```\w+\n(.*?)```", re.DOTALL)
+STEP = re.compile(
+    r"`([\w./]+)`(?:, (above|below) `([^`]+)`)?(?:; [^:]+)?:\n\n```\w+\n(.*?)```", re.DOTALL
+)
 """A file and its content; or what goes into one, above or below a line that is so or begins so."""
 
 COPIED = ("src/foredraft", "kernels", "notebooks", "data/results", "README.md", "dvc.yaml")
 COPIED += ("params.yaml", "CITATION.cff", "requirements.lock", "jupytext.toml", ".dvc/config")
+ARTICLE = ("notebooks/09_rounds.py", "src/foredraft/experiments/rounds.py")
+ARTICLE += ("src/foredraft/plots/rounds.py",)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +47,10 @@ def copy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def followed(copy):
     """The copy, with every file written and every command given."""
+    code, out, err = copy.run("foredraft", "digests")
+    assert code == 0, out + err
+    digests = copy.root / "data" / "digests"
+    shutil.copytree(digests, copy.root / "digests_before")
     for name, where, line, text in STEP.findall(SECTION):
         file = copy.root / name
         assert file.exists() == bool(where), f"{name} is new, or its lines have a place"
@@ -65,8 +74,21 @@ def test_the_notebook_is_executed_with_its_figure_and_results(followed):
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not [output for output in outputs if output.get("name") == "stderr"]
     drawn = {path.name for path in (followed.root / "figures" / "rounds").iterdir()}
-    assert drawn == {"tokens.png", "tokens.svg", "tokens.pdf"}
-    assert (followed.root / "runs" / "rounds" / "data" / "results" / "rounds.json").is_file()
+    assert drawn == {"tokens.png"}
+    files = {"rounds.csv", "rounds.figures.json", "rounds.json", "rounds.stamp.json"}
+    for folder in (followed.root, followed.root / "runs" / "rounds"):
+        assert {path.name for path in (folder / "data" / "results").glob("rounds.*")} == files
+
+
+def test_its_figure_is_drawn_again_as_vectors_and_traced(followed):
+    code, out, err = followed.run("foredraft", "figures", "rounds")
+    assert code == 0, out + err
+    for ending in ("pdf", "svg"):
+        drawn = followed.root / "build" / "figures" / "rounds" / f"tokens.{ending}"
+        code, out, err = followed.run("foredraft", "trace", str(drawn))
+        assert code == 0, err
+        assert out.startswith("made as    rounds (09 What a round yields)")
+        assert "inputs     0 of 1 are not the same here" in out
 
 
 def test_the_page_of_results_has_its_row_and_those_of_the_others(followed):
@@ -74,20 +96,45 @@ def test_the_page_of_results_has_its_row_and_those_of_the_others(followed):
     before = (paths.ROOT / "RESULTS.md").read_text(encoding="utf-8")
     assert page.startswith(before)
     (row,) = page.removeprefix(before).splitlines()
-    assert row.startswith("| Simulated tokens a round, from foretold ones |")
+    assert row.startswith("| Simulated tokens a round, standard errors from expected |")
     assert float(row.split("|")[3]) < 4, "standard errors; of five more than four: below 1 in 3000"
 
 
-def test_the_stage_is_valid_and_depends_on_all_that_the_notebook_imports(followed):
+def test_the_stage_is_valid_and_depends_on_the_digest_of_what_its_notebook_reaches(followed):
     stage = yaml.safe_load((followed.root / "dvc.yaml").read_text())["stages"]["rounds"]
-    assert {"notebooks/09_rounds.py", "src/foredraft/experiments/rounds.py"} <= set(stage["deps"])
-    assert stage["deps"][-1] == "requirements.lock"
+    assert stage["deps"] == ["data/digests/rounds.txt", "requirements.lock"]
     locked = yaml.safe_load((followed.root / "dvc.lock").read_text())["stages"]
     assert [dep["path"] for dep in locked["rounds"]["deps"]] == sorted(stage["deps"])
     assert locked["rounds"]["params"]["params.yaml"]["rounds"]["n_rounds"] == 10000
     code, out, err = followed.run("dvc", "status", "rounds")
     assert code == 0, err
     assert "up to date" in out
+    digest = (followed.root / "data" / "digests" / "rounds.txt").read_text().strip()
+    record = json.loads((followed.root / "data/results/rounds.stamp.json").read_text())
+    assert record["code"] == {"notebooks/09_rounds.py": digest}
+
+
+def test_the_other_articles_are_as_they_were(followed):
+    before = {path.name: path.read_text() for path in (followed.root / "digests_before").iterdir()}
+    after = {path.name: path.read_text() for path in (followed.root / "data/digests").iterdir()}
+    assert set(after) - set(before) == {"rounds.txt"}
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed <= {"results.txt"}, "the page of results has one article more"
+
+
+def test_an_edit_of_what_it_computes_makes_it_and_nothing_else_stale(followed):
+    file = followed.root / "src" / "foredraft" / "experiments" / "rounds.py"
+    digests = followed.root / "data" / "digests"
+    text, before = file.read_text(), {path: path.read_text() for path in digests.iterdir()}
+    file.write_text(text.replace("tokens.std(ddof=1)", "tokens.std(ddof=0)"))
+    try:
+        code, out, err = followed.run("foredraft", "digests")
+        assert code == 0, out + err
+        changed = {path.name for path in before if path.read_text() != before[path]}
+        assert changed == {"rounds.txt"}
+    finally:
+        file.write_text(text)
+        (digests / "rounds.txt").write_text(before[digests / "rounds.txt"])
 
 
 def test_its_value_can_be_cited(followed):
@@ -97,8 +144,7 @@ def test_its_value_can_be_cited(followed):
 
 
 def test_its_code_is_as_the_linters_want_it(followed):
-    files = ["src/foredraft/experiments/rounds.py", "src/foredraft/articles.py"]
-    files += ["src/foredraft/params.py", "notebooks/09_rounds.py"]
+    files = [*ARTICLE, "src/foredraft/articles.py", "src/foredraft/params.py"]
     shutil.copy(paths.ROOT / "pyproject.toml", followed.root)
     for words in (("check",), ("format", "--check")):
         code, out, err = followed.run("ruff", *words, *files)

@@ -17,8 +17,10 @@ from foredraft.imports import closure, imported
 FLOOR = {
     *(
         "articles",
+        "digests",
         "environment",
         "files",
+        "git",
         "hints",
         "imports",
         "intervals",
@@ -28,12 +30,14 @@ FLOOR = {
         "params",
         "paths",
     ),
-    *("prompts", "provenance", "recording", "results", "types"),
+    *("prompts", "provenance", "reach", "recording", "results", "types", "values"),
 }
 BELOW_BENCH = {"sampling", "models", "decoding"}
 MAY_IMPORT = {
     **dict.fromkeys(FLOOR, FLOOR),
-    "figures": {"paths", "provenance", "files", "hints"},
+    "figures": {"provenance", "values", "files", "hints"},
+    "outputs": FLOOR | {"figures", "panel"},
+    "redraw": FLOOR | {"figures", "plots"},
     "kernels": {"types"},
     "sampling": {"types", "kernels"},
     "models": FLOOR | {"kernels"},
@@ -47,13 +51,15 @@ MAY_IMPORT = {
     "experiments": FLOOR | BELOW_BENCH | {"bench", "benchmarks", "search", "training", "kernels"},
     "streaming": {"decoding"},
     "runner": FLOOR | {"experiments"},
-    "sweep": FLOOR | {"runner", "figures", "plots", "cluster"},
+    "sweep": FLOOR | {"runner", "figures", "plots", "cluster", "outputs"},
     "panel": {"live"},
-    "citation": FLOOR | {"lock"},
+    "citation": FLOOR | {"lock", "outputs"},
     "lock": FLOOR,
-    "origin": FLOOR,
+    "origin": FLOOR | {"outputs"},
     "readme": FLOOR,
-    "stages": FLOOR,
+    "reproduction": FLOOR | {"outputs", "readme"},
+    "verdicts": FLOOR | {"reproduction"},
+    "__main__": {"cli"},
 }
 """The layers that each layer may import besides itself; `cli`, at the top, may import all."""
 

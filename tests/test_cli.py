@@ -18,14 +18,14 @@ from rich.console import Console
 from rich.text import Text
 
 import foredraft as fd
-from foredraft import cli, params, paths, recording, results, runner, stages
+from foredraft import cli, params, paths, recording, results, runner
 from foredraft.articles import ARTICLES
 from foredraft.benchmarks import roofline
 from foredraft.experiments import plan_search
 from foredraft.experiments.plan_search import Candidate, Found
 from foredraft.models.loading import pocket_models
 from foredraft.models.skip import PublishedPlan, SkipPlan
-from foredraft.provenance import Stamp
+from foredraft.outputs import Outputs
 from foredraft.search.engines import Ray
 from foredraft.search.objective import Prediction
 from foredraft.search.trial import Estimate, Trial
@@ -156,9 +156,8 @@ def test_a_failed_notebook_is_told_and_exit_code_1(foredraft, monkeypatch):
 
 
 def test_results_are_written_and_shown(foredraft, outputs):
-    stamp = Stamp(what="sampling", params={}, inputs={}, versions={})
     claim = results.Claim("a", "a claim", "x", article=1, n=3, spread=0.5)
-    results.write("sampling", pd.DataFrame({"x": [2.5]}), {"x": 2.5}, [claim], stamp)
+    Outputs("sampling", {}).finish(pd.DataFrame({"x": [2.5]}), {"x": 2.5}, [claim])
     code, out, _ = foredraft("results")
     assert code == 0
     assert "a claim" in out
@@ -167,9 +166,8 @@ def test_results_are_written_and_shown(foredraft, outputs):
 
 
 def test_results_and_models_are_told_in_json_too(foredraft, outputs, tmp_path, monkeypatch):
-    stamp = Stamp(what="sampling", params={}, inputs={}, versions={})
     claim = results.Claim("a", "a claim", "x", article=1, n=3, spread=0.5)
-    results.write("sampling", pd.DataFrame({"x": [2.5]}), {"x": 2.5}, [claim], stamp)
+    Outputs("sampling", {}).finish(pd.DataFrame({"x": [2.5]}), {"x": 2.5}, [claim])
     (told,) = json.loads(foredraft("results", "--json")[1])
     assert told["file"] == "data/results/sampling.json"
     assert told["claims"][0]["key"] == "x"
@@ -225,7 +223,7 @@ def test_a_benchmark_is_shown_or_recorded(foredraft, tmp_path, monkeypatch):
         assert foredraft(*words)[0] == 0
         kept = recording.recordings("sampling")["cpu"]
         assert kept.table["ratio_median"].tolist() == [9.87654]
-    assert "src/foredraft/bench.py" in kept.stamp.inputs
+    assert set(kept.stamp.code) == {"src/foredraft/benchmarks/sampling.py"}
 
 
 @pytest.mark.parametrize("name", [None, "roofline"])
@@ -249,7 +247,7 @@ def test_without_a_name_all_is_benched_briefly_and_kept_where_asked(
     assert asked == [file]
     kept = recording.read(file)
     assert kept.table.to_dict("records") == [row]
-    assert f"src/foredraft/benchmarks/{name or cli.OVERVIEW}.py" in kept.stamp.inputs
+    assert f"src/foredraft/benchmarks/{name or cli.OVERVIEW}.py" in kept.stamp.code
     assert kept.machine.cores > 0
 
 
@@ -351,7 +349,6 @@ def test_self_drafting_is_benched_by_name_with_the_ratios_asked_for(foredraft, m
 
 def test_sync_writes_what_is_missing_and_says_so(foredraft, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
-    monkeypatch.setattr(stages, "ARTICLES", ())
     (tmp_path / "01_x.py").write_text("# %%\n1\n")
     assert "01_x.ipynb" in foredraft("sync")[2]
     assert foredraft("sync")[2] == ""

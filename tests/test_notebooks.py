@@ -1,4 +1,8 @@
-"""Every notebook, executed at smoke size, twice: it runs, it is quick, it is stable."""
+"""Every notebook, executed at smoke size: it runs, it is quick, and its digest covers what ran.
+
+Two are executed twice, one that samples and one that trains: they leave the same bytes. That the
+others do is seen on each `make reproduce`, whose claims are compared to the last digit.
+"""
 
 import resource
 from pathlib import Path
@@ -8,9 +12,14 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from foredraft import live, params, paths, provenance, results, runner
+from foredraft import digests, live, params, paths, provenance, reach, results, runner
 from foredraft.articles import ARTICLES
+from foredraft.outputs import read_record
 from foredraft.training.docstrings import load_docstrings
+
+TRACER = Path(__file__).parent / "tracer"
+TWICE = ("speculative_decoding", "llava_sft")
+"""One that samples, one that trains."""
 
 SMOKE_SECONDS = 90
 """Of processor time, which work beside it lengthens by up to a half where threads share a core."""
@@ -28,16 +37,18 @@ def article(request):
 
 
 @pytest.fixture(scope="module")
-def runs(article, tmp_path_factory) -> tuple[Path, Path]:
-    """What two runs in a row have written, the second from another working directory."""
-    first, second = (tmp_path_factory.mktemp(f"{article.slug}-{n}") for n in "ab")
+def run(article, tmp_path_factory) -> Path:
+    """What a run under the tracer has written, and below `trace` what ran."""
+    folder = tmp_path_factory.mktemp(article.slug)
+    trace = folder / "trace"
+    trace.mkdir()
     before = processor_seconds()
-    runner.run(article.slug, {"profile": "smoke"}, out=first)
-    assert processor_seconds() - before < SMOKE_SECONDS
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(second)
-        runner.run(article.slug, {"profile": "smoke"}, out=second)
-    return first, second
+        patch.setenv("PYTHONPATH", str(TRACER))
+        patch.setenv("FOREDRAFT_TRACE", str(trace))
+        runner.run(article.slug, {"profile": "smoke"}, out=folder)
+    assert processor_seconds() - before < SMOKE_SECONDS
+    return folder
 
 
 def processor_seconds() -> float:
@@ -46,22 +57,45 @@ def processor_seconds() -> float:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
+    files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "trace")
     return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 @pytest.fixture
-def written(runs, monkeypatch) -> Path:
-    """What the first run has written, which `paths` now points to."""
-    monkeypatch.setenv(paths.OUTPUT_VARIABLE, str(runs[0]))
-    return runs[0]
+def written(run, monkeypatch) -> Path:
+    """What the run has written, which `paths` now points to."""
+    monkeypatch.setenv(paths.OUTPUT_VARIABLE, str(run))
+    return run
 
 
-def test_two_runs_leave_the_same_bytes(runs):
-    first, second = runs
-    once, again = contents(first), contents(second)
+def test_a_second_run_leaves_the_same_bytes(article, run, tmp_path, monkeypatch):
+    if article.slug not in TWICE:
+        return  # seen on each reproduction
+    monkeypatch.chdir(tmp_path)
+    runner.run(article.slug, {"profile": "smoke"}, out=tmp_path)
+    once, again = contents(run), contents(tmp_path)
     assert set(once) == set(again)
     assert [name for name, content in once.items() if again[name] != content] == []
+
+
+def traced(folder: Path) -> set[tuple[Path, int]]:
+    """File and first line of every function of ours that ran, 0 for a module's own body."""
+    lines = {line for file in folder.glob("*.txt") for line in file.read_text().splitlines()}
+    ran = ((Path(file), int(line)) for line, _, file in (each.partition(" ") for each in lines))
+    ours = tuple(paths.PACKAGES.values())
+    return {(path, line) for path, line in ran if any(path.is_relative_to(o) for o in ours)}
+
+
+def test_every_function_that_ran_is_covered_by_the_article_s_digest(article, run):
+    """False freshness would be the worst fault of all: what is not covered could change unseen."""
+    reached = digests.reached(article)
+    instruments = {paths.module(name) for name in reach.INSTRUMENTS}
+    ran = {(path, line) for path, line in traced(run / "trace") if path not in instruments}
+    assert sum(line > 0 for _, line in ran) > 100, "the tracer has seen the run"
+    functions = [f"{path}:{line}" for path, line in ran if line and not reached.covers(path, line)]
+    assert functions == []
+    modules = {path for path, line in ran if line == 0}
+    assert modules <= reached.modules | {path for path in modules if path.name == "__init__.py"}
 
 
 def test_the_executed_copy_shows_figures_and_no_noise(article, written):
@@ -72,28 +106,45 @@ def test_the_executed_copy_shows_figures_and_no_noise(article, written):
     assert not any("widget" in kind for output in outputs for kind in output.get("data", {}))
 
 
-def test_every_figure_is_saved_in_three_formats_with_its_stamp(article, written):
-    saved = {path.name for path in paths.figures(article.slug).iterdir()}
-    names = {name.removesuffix(".png") for name in saved if name.endswith(".png")}
-    assert names
-    assert saved == {f"{name}.{ending}" for name in names for ending in ("png", "svg", "pdf")}
-    for name in names:
-        with Image.open(paths.figures(article.slug) / f"{name}.png") as image:
-            stamp = provenance.Stamp.from_json(image.info["Provenance"])
-        assert stamp.what == article.slug
-        assert stamp.params["profile"] == "smoke"
+def test_a_figure_stands_once_small_above_a_link_to_the_saved_one(article, written):
+    cells = nbformat.read(paths.executed(article.slug), as_version=4).cells
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    links = [each["text/markdown"] for each in data if ".png](" in each.get("text/markdown", "")]
+    saved = sorted(path.name for path in paths.figures(article.slug).iterdir())
+    assert sorted(links) == [f"[{name}](../{article.slug}/{name})" for name in saved]
+    assert sum("image/png" in each for each in data) == len(links)
 
 
-def test_results_are_stamped_tidy_and_make_claims(article, written):
+def test_every_figure_carries_the_digest_that_the_record_has(article, written):
+    record = read_record(paths.record(article.slug))
+    saved = {path.stem: path for path in paths.figures(article.slug).iterdir()}
+    assert saved
+    assert set(record.produced.figures) == set(saved)
+    for name, path in saved.items():
+        with Image.open(path) as image:
+            mark = provenance.parse(image.info["Provenance"])
+        assert mark == provenance.Mark(article.slug, name, record.produced.figures[name])
+
+
+def test_results_are_tidy_make_claims_and_have_one_record(article, written):
     found = results.read(article.slug)
     assert found is not None
     assert found.claims
     assert not provenance.read_table(paths.results(article.slug, "csv")).empty
-    stamp = provenance.read_json(paths.results(article.slug)).stamp
+    record = read_record(paths.record(article.slug))
     expected = params.load(article.slug, {"profile": "smoke"}).model_dump(mode="json")
-    assert stamp.params == expected
-    assert paths.label(paths.notebook(article.slug)) in stamp.inputs
-    assert stamp.changed_inputs() == ()
+    assert record.stamp.params == expected
+    assert paths.label(paths.notebook(article.slug)) in record.stamp.code
+    assert record.stamp.changed_inputs() == ()
+
+
+def test_nothing_in_the_executed_copy_changes_unless_a_value_does(article, written):
+    text = paths.executed(article.slug).read_text(encoding="utf-8")
+    record = read_record(paths.record(article.slug))
+    digests_told = {*record.produced.everything(), *record.stamp.code.values()}
+    assert not [each for each in digests_told | set(record.stamp.inputs.values()) if each in text]
+    assert "changed since" not in text
+    assert str(paths.ROOT) not in text
 
 
 def test_a_notebook_runs_where_jupyterlab_runs_it_and_shows_no_widget(tmp_path, monkeypatch):

@@ -9,15 +9,15 @@ from foredraft import figures, live
 from foredraft.panel import Panel, Slider, Switches
 
 
-def draw(heat, off):
+def draw(height, off):
     figure = figures.panels(width=2, height=1)
-    figure.axes[0].plot([0, heat], [len(off), sum(off)])
+    figure.axes[0].plot([0, height], [len(off), sum(off)])
     return figure
 
 
 @pytest.fixture
 def panel() -> Panel:
-    return Panel(draw, heat=Slider((0.5, 1.0, 2.0), at=1.0), off=Switches(4, at=(1, 3)))
+    return Panel(draw, height=Slider((0.5, 1.0, 2.0), at=1.0), off=Switches(4, at=(1, 3)))
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def test_where_somebody_watches_a_panel_is_controls_and_the_same_figure(panel, s
     assert picture.value == png(draw(1.0, (1, 3)))
 
 
-def test_a_moved_control_draws_the_figure_anew(panel):
-    heat, off, picture, _ = panel.moving().children
-    heat.children[0].value = 2.0
+def test_a_moved_control_draws_the_figure_again(panel):
+    height, off, picture, _ = panel.moving().children
+    height.children[0].value = 2.0
     assert picture.value == png(draw(2.0, (1, 3)))
     _, *buttons = off.children
     buttons[0].value, buttons[3].value = True, False
@@ -60,8 +60,8 @@ def test_a_moved_control_draws_the_figure_anew(panel):
 
 def test_no_figure_stays_open_to_be_shown_twice(panel):
     plt.close("all")
-    heat, *_ = panel.moving().children
-    heat.children[0].value = 0.5
+    height, *_ = panel.moving().children
+    height.children[0].value = 0.5
     assert plt.get_fignums() == []
 
 

@@ -157,6 +157,7 @@ def test_what_changes_nothing_that_is_reached_keeps_the_digest(package, module, 
         ("sampling", "    pass", "    size = 1"),
         ("tools", "UNUSED = 3", "UNUSED = 3\nprint(UNUSED)"),
         ("tools", "UNUSED = 3", "UNUSED = 3\nFACTOR += 1"),
+        ("tools", "UNUSED = 3", "UNUSED = register(area)"),
         ("shapes", "def other", "@register\ndef other"),
     ],
 )

@@ -34,7 +34,7 @@ import pytest
 from foredraft import paths, results
 from foredraft.articles import ARTICLES
 from foredraft.cli import app
-from foredraft.provenance import Stamp
+from foredraft.outputs import Outputs
 from foredraft.readme import filled, write
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
@@ -102,10 +102,9 @@ def test_every_number_is_that_of_the_results():
 
 @pytest.fixture
 def found(outputs):
-    stamp = Stamp(what="sampling", params={}, inputs={}, versions={})
     claim = results.Claim("cold", "cold is sharp", "entropy.cold", n=5, spread=0.01)
     values = {"entropy": {"cold": 0.123456, "hot": 2.5}}
-    results.write("sampling", pd.DataFrame({"x": [1]}), values, [claim], stamp)
+    Outputs("sampling", {}).finish(pd.DataFrame({"x": [1]}), values, [claim])
     return results.findings()
 
 
@@ -145,6 +144,9 @@ def test_every_command_in_it_can_be_given():
     known = {
         "run",
         "sync",
+        "digests",
+        "reproduce",
+        "figures",
         "results",
         "models",
         "generate",
@@ -163,7 +165,8 @@ def test_every_command_is_explained_in_the_words_of_its_help():
     for command in app.registered_commands:
         assert command.callback is not None
         first = str(inspect.getdoc(command.callback)).splitlines()[0]
-        assert f"| `foredraft {command.callback.__name__}` | {first} |" in README
+        name = command.name or command.callback.__name__
+        assert f"| `foredraft {name}` | {first} |" in README
 
 
 def code() -> list[str]:

@@ -1,6 +1,7 @@
 """Measurements that are kept with the machine that they were made on."""
 
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ def test_a_recording_comes_back_with_machine_date_and_source(folder):
     path = recording.record("sampling", "cpu", TABLE, stamp)
     assert path == folder / "sampling.cpu.json"
     read = recording.recordings("sampling")["cpu"]
+    assert read.file == path
     pd.testing.assert_frame_equal(read.table, TABLE)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", read.date)
     assert read.machine.device == "cpu"
@@ -33,6 +35,18 @@ def test_a_recording_says_which_source_has_changed_since(folder):
     old = provenance.Stamp(what="x", params={}, inputs={"params.yaml": "0" * 16}, versions={})
     recording.record("sampling", "cpu", TABLE, old)
     assert recording.recordings("sampling")["cpu"].source_changed == ("params.yaml",)
+
+
+def test_a_recording_counts_with_the_code_that_its_module_reaches(folder):
+    """Not with the bytes of files that it never calls."""
+    stamp = provenance.stamp("sampling", {}, [paths.ROOT / "src/foredraft/bench.py"])
+    recording.record("sampling", "cpu", TABLE, stamp)
+    read = recording.recordings("sampling")["cpu"]
+    assert set(read.stamp.code) == {"src/foredraft/bench.py"}
+    assert read.source_changed == ()
+    older = replace(stamp, code={"src/foredraft/bench.py": "0" * 16})
+    recording.record("sampling", "cpu", TABLE, older)
+    assert recording.recordings("sampling")["cpu"].source_changed == ("src/foredraft/bench.py",)
 
 
 def test_a_table_without_n_and_spread_is_refused(folder):

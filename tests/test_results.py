@@ -3,11 +3,11 @@
 import pandas as pd
 import pytest
 
-from foredraft import paths, results
-from foredraft.provenance import Stamp
+from foredraft import paths, provenance, results
+from foredraft.articles import article
+from foredraft.outputs import Outputs
 from foredraft.results import Claim
 
-STAMP = Stamp(what="sampling", params={}, inputs={}, versions={})
 TABLE = pd.DataFrame({"x": [1, 2]})
 VALUES = {"entropy": {"cold": 0.123456789, "hot": 2}, "kind": "50% | more_or_less"}
 CLAIMS = (
@@ -18,7 +18,7 @@ CLAIMS = (
 
 @pytest.fixture
 def written(outputs):
-    results.write("sampling", TABLE, VALUES, CLAIMS, STAMP)
+    Outputs("sampling", {}).finish(TABLE, VALUES, CLAIMS)
     return outputs
 
 
@@ -27,6 +27,31 @@ def test_results_come_back_as_they_were_written(written):
     assert found is not None
     assert found.claims == CLAIMS
     assert found.values == {"entropy.cold": 0.123457, "entropy.hot": 2, "kind": VALUES["kind"]}
+
+
+def test_results_are_read_from_text_too(written):
+    text = paths.results("sampling").read_text(encoding="utf-8")
+    assert results.parse(article("sampling"), text) == results.read("sampling")
+
+
+def test_results_that_were_edited_are_not_read(written):
+    path = paths.results("sampling")
+    path.write_text(path.read_text().replace("0.123457", "0.2"))
+    with pytest.raises(ValueError, match=r"sampling\.json was edited after it was written"):
+        results.read("sampling")
+    with pytest.raises(ValueError, match=r"sampling\.json was edited after it was written"):
+        results.publish()
+    assert not paths.results_page().exists()
+
+
+def test_a_drift_is_kept_where_a_claim_has_one(outputs):
+    claims = [*CLAIMS, Claim("hot", "hot is flat", "entropy.hot", drift=0.5)]
+    Outputs("sampling", {}).finish(TABLE, VALUES, claims)
+    found = results.read("sampling")
+    assert found is not None
+    assert [claim.drift for claim in found.claims] == [None, None, 0.5]
+    kept = provenance.read_marked(paths.results("sampling"))["claims"]
+    assert ["drift" in claim for claim in kept] == [False, False, True]
 
 
 def test_an_article_that_has_not_been_run_has_no_results(outputs):
@@ -60,14 +85,16 @@ def test_publishing_twice_gives_the_same_bytes(written):
 
 
 @pytest.mark.parametrize(
-    ("values", "claims", "told"),
+    ("values", "claims", "stated"),
     [
         (VALUES, [Claim("a", "", "entropy.col")], "did you mean 'entropy.cold'"),
         (VALUES, [CLAIMS[0], CLAIMS[0]], "'cold' stands twice"),
         ({"a b": 1}, [], "'a b' cannot be cited"),
     ],
 )
-def test_what_cannot_be_cited_is_refused(outputs, values, claims, told):
-    with pytest.raises(ValueError, match=told):
-        results.write("sampling", TABLE, values, claims, STAMP)
+def test_what_cannot_be_cited_is_refused(outputs, values, claims, stated):
+    with pytest.raises(ValueError, match=stated):
+        results.checked("sampling", values, claims)
+    with pytest.raises(ValueError, match=stated):
+        Outputs("sampling", {}).finish(TABLE, values, claims)
     assert not paths.results("sampling").exists()

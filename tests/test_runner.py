@@ -92,6 +92,74 @@ def test_the_environment_is_as_before_after_a_run(notebook, tmp_path):
     assert dict(os.environ) == before
 
 
+def test_a_run_has_the_threads_of_its_article_whatever_the_user_has_set(
+    notebook, tmp_path, monkeypatch
+):
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    for name in names:
+        monkeypatch.setenv(name, "7")
+    notebook(f"import os\nprint(*(os.environ[name] for name in {names}))")
+    threads = params.load("sampling").threads
+    assert texts(runner.run("sampling", {}, out=tmp_path)) == [f"{threads} {threads}\n"]
+
+
+WRITES = """from foredraft import paths
+from foredraft.files import write_text
+write_text(paths.figures('sampling') / 'one.png', 'new')
+write_text(paths.record('sampling'), 'new')
+write_text(paths.results('sampling'), 'new')"""
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with what an earlier run wrote, and what a killed one left elsewhere."""
+    root = tmp_path / "repository"
+    monkeypatch.setattr(paths, "ROOT", root)
+    monkeypatch.setattr(runner, "RUNNING", tmp_path / "running")
+    monkeypatch.delenv(paths.OUTPUT_VARIABLE, raising=False)
+    kept = [paths.figures("sampling") / name for name in ("one.png", "old.png")]
+    kept += [paths.record("sampling"), paths.results("sampling"), paths.figures("bert") / "x.png"]
+    for path in (*kept, tmp_path / "running" / "sampling" / "figures" / "sampling" / "ghost.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("old")
+    return root
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.rglob("*.*") if path.suffix != ".ipynb"}
+
+
+def test_results_are_replaced_when_all_is_done_and_the_record_last(
+    notebook, repository, monkeypatch
+):
+    notebook(WRITES)
+    moved, replace = [], os.replace
+
+    def noted(source, target):
+        if Path(target).is_relative_to(repository):
+            assert (repository / "figures/sampling/old.png").exists(), "nothing is removed before"
+            moved.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(runner.os, "replace", noted)
+    executed = runner.run("sampling", {})
+    assert executed == repository / "figures" / "executed" / "01_sampling.ipynb"
+    assert moved[-1] == "sampling.stamp.json"
+    written = dict.fromkeys(("one.png", "sampling.stamp.json", "sampling.json"), "new")
+    assert set(moved) == {*written, "01_sampling.ipynb"}
+    assert contents(repository) == {**written, "x.png": "old"}, "no figure of an earlier run"
+    assert not list(runner.RUNNING.glob("*/*"))
+
+
+def test_a_run_that_fails_leaves_the_former_results_whole(notebook, repository, tmp_path):
+    before = contents(repository)
+    notebook(WRITES, "1 / 0")
+    with pytest.raises(runner.NotebookError, match="ZeroDivisionError"):
+        runner.run("sampling", {})
+    assert contents(repository) == before
+    assert (tmp_path / "failed" / "sampling.ipynb").is_file()
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -149,6 +217,18 @@ def test_a_notebook_without_its_cell_of_parameters_is_refused(notebook, tmp_path
 def test_an_article_without_its_notebook_is_told(notebook, tmp_path):
     with pytest.raises(ValueError, match=r"01_sampling\.py is missing"):
         runner.run("sampling", {}, out=tmp_path)
+
+
+def test_the_link_below_a_figure_leads_to_it_from_the_executed_copy(tmp_path):
+    """From the notebook's folder it goes over `figures`, in which the executed copy lies."""
+    link = {"text/markdown": "[one.png](../figures/sampling/one.png)"}
+    output = nbformat.v4.new_output("display_data", data=link)
+    cell = nbformat.v4.new_code_cell("x", outputs=[output])
+    written = runner.normalised(nbformat.v4.new_notebook(cells=[cell]))
+    (executed,) = nbformat.reads(written, 4).cells
+    assert executed.outputs[0].data["text/markdown"] == "[one.png](../sampling/one.png)"
+    folders = paths.executed("sampling").parent, paths.figures("sampling")
+    assert (folders[0] / "../sampling").resolve() == folders[1].resolve()
 
 
 def test_widget_state_is_dropped():

@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 
 from foredraft import paths, provenance, results, runner
-from foredraft.origin import read_stamp
+from foredraft.figures import FORMATS
+from foredraft.origin import trace
+from foredraft.outputs import Outputs
 from foredraft.sweep import engines
 from foredraft.sweep.engines import Local, Ray, made
 from foredraft.sweep.grid import grid, rows
@@ -57,9 +59,9 @@ def run(monkeypatch, source):
             values = {"rate": rate, "twice": 2 * rate, "same": 3, "name": "a"}
             claims = [results.Claim("r", "The rate", "rate", n=4, spread=0.1)]
             claims += [results.Claim("s", "Always", "same"), results.Claim("n", "Name", "name")]
-            stamp = provenance.stamp(slug, {"length": length}, [source])
             monkeypatch.setenv(paths.OUTPUT_VARIABLE, str(out))
-            results.write(slug, pd.DataFrame({"x": [1]}), values, claims, stamp)
+            written = Outputs(slug, {"length": length}, [source])
+            written.finish(pd.DataFrame({"x": [1]}), values, claims)
             monkeypatch.delenv(paths.OUTPUT_VARIABLE)
 
     found = Run()
@@ -253,6 +255,18 @@ def test_a_point_without_results_has_failed(tmp_path, monkeypatch):
     assert "has left no data/results/speculative_decoding.json" in str(only.error())
 
 
+def test_a_point_without_a_record_has_failed(run, tmp_path, monkeypatch):
+    def forgetful(slug, overrides, *, out):
+        run(slug, overrides, out=out)
+        (out / "data" / "results" / f"{slug}.stamp.json").unlink()
+
+    monkeypatch.setattr(runner, "run", forgetful)
+    (only,) = planned(tmp_path, "length=1")
+    only.make()
+    assert not only.is_done()
+    assert f"{SLUG}.stamp.json is missing" in str(only.error())
+
+
 def test_a_point_whose_process_died_says_where_its_words_are(tmp_path):
     (only,) = planned(tmp_path, "length=1")
     assert str(only.log) in str(only.error())
@@ -332,13 +346,30 @@ def test_a_report_is_a_table_and_a_figure_that_say_what_they_are_from(run, tmp_p
     list(made(found, Here()))
     table, *drawn = report(found, tmp_path / "sweep", ["rate", "twice"])
     assert len(provenance.read_table(table)) == 4 * len(found)
-    assert [path.suffix for path in drawn] == [".pdf", ".png", ".svg"]
+    assert [path.name for path in drawn] == [f"sweep.{ending}" for ending in FORMATS]
     for path in (table, *drawn):
-        stamp = read_stamp(path)
-        assert stamp.what == f"sweep of {SLUG}"
-        assert set(stamp.params) == {axis.partition("=")[0] for axis in axes}
-        markers = {name for name in stamp.inputs if name.endswith("point.json")}
+        origin = trace(path)
+        assert origin.stamp.what == f"sweep of {SLUG}"
+        assert origin.article.slug == SLUG
+        assert Path(origin.record).name == "table.json"
+        assert set(origin.stamp.params) == {axis.partition("=")[0] for axis in axes}
+        markers = {name for name in origin.stamp.inputs if name.endswith("point.json")}
         assert len(markers) == len(found)
+        assert set(origin.stamp.code) == {"src/foredraft/plots/sweep.py"}
+
+
+def test_a_figure_of_a_sweep_is_not_known_once_the_table_is_of_other_points(run, tmp_path):
+    found = planned(tmp_path, "length=1,2,4")
+    list(made(found, Here()))
+    _, *drawn = report(found, tmp_path / "sweep", ["rate"])
+    provenance.write_table(
+        tmp_path / "sweep" / "table.csv",
+        tidy(found[:2]),
+        provenance.Stamp(what=f"sweep of {SLUG}", params={}, inputs={}, versions={}),
+    )
+    for path in drawn:
+        with pytest.raises(ValueError, match=rf"{path.name} has the digest \w+, which no record"):
+            trace(path)
 
 
 def test_a_report_is_the_same_bytes_each_time(run, tmp_path):

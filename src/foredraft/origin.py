@@ -164,13 +164,15 @@ def _recorded(path: Path, slug: str | None, wanted: str) -> Found:
 
 
 def _sweep(path: Path, wanted: str) -> Found | None:
-    """The stamp of the sweep whose table has a digest, if the file lies below the sweep's folder."""
+    """The stamp of the sweep below whose folder the file lies, if its table has a digest."""
     for folder in path.resolve().parents:
         table = folder / "table.json"
-        if table.is_file():
+        try:
             made = provenance.read_json(table)
-            if made.content.get("table", {}).get("digest") == wanted:
-                return Found(made.stamp, paths.label(table))
+        except (OSError, ValueError, TypeError):  # not there, or somebody else's
+            continue
+        if made.content.get("table") == {"file": "table.csv", "digest": wanted}:
+            return Found(made.stamp, paths.label(table))
     return None
 
 

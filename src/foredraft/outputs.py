@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -24,15 +24,19 @@ from foredraft.results import Claim
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """The digests of what a run wrote: values and claims, the table, and each figure by name."""
+    """The digests of what a run wrote: values and claims, the table, and each figure by name.
+
+    `drawings` is that of the file of values that all of the figures draw.
+    """
 
     results: str
     table: str
+    drawings: str
     figures: Mapping[str, str]
 
     def everything(self) -> tuple[str, ...]:
         """All of the digests."""
-        return (self.results, self.table, *self.figures.values())
+        return (self.results, self.table, self.drawings, *self.figures.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +63,11 @@ class Record:
         return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str) -> "Record":
         """Read what `to_json` wrote."""
         document = json.loads(text)
-        processor = Processor(**document.pop("processor"))
+        ran_on = document.pop("processor")
+        processor = Processor(ran_on["name"], tuple(ran_on["features"]))
         produced = Produced(**document.pop("produced"))
         recorded = document.pop("recorded")
         return cls(Stamp(**document), processor, produced, recorded)
@@ -144,9 +149,14 @@ class Outputs:
         written = write_marked(
             paths.results(self.slug), self.slug, "results", {"table": told, **content}
         )
-        drawings = {"figures": self._drawings}
-        write_marked(paths.figure_tables(self.slug), self.slug, "figures", drawings, indent=None)
-        produced = Produced(written.data, told["digest"], dict(self._marks))
+        drawings = write_marked(
+            paths.figure_tables(self.slug),
+            self.slug,
+            "figures",
+            {"figures": self._drawings},
+            indent=None,
+        )
+        produced = Produced(written.data, told["digest"], drawings.data, dict(self._marks))
         behind = {f"#{key}": paths.label(file) for key, file in (recorded or {}).items()}
         record = Record(self.stamp, this_processor(), produced, {**self._recorded, **behind})
         path = paths.record(self.slug)

@@ -100,6 +100,12 @@ def results_macros() -> Path:
     return outputs() / "figures" / "results.tex"
 
 
+def written() -> list[Path]:
+    """All that a reproduction writes: results, digests, figures, and the pages made of them."""
+    folders = [result_files(), DIGESTS, outputs() / "figures"]
+    return [*folders, results_page(), outputs() / "README.md", LOCK]
+
+
 def recorded(slug: str, device: str) -> Path:
     """What was measured for an article on a device such as `cpu` or `cuda`."""
     return RECORDED / f"{article(slug).slug}.{device}.json"

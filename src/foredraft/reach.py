@@ -46,6 +46,14 @@ PURE_DECORATORS = frozenset(
 )
 """Decorators that register nothing: what they decorate counts only if it is used."""
 
+PURE_FUNCTIONS = frozenset(
+    (
+        *("compile", "constexpr", "from_list", "frozenset", "get_args", "isatty", "maketrans"),
+        *("range", "replace", "resolve", "round", "sorted", "split", "tuple", "values"),
+    )
+)
+"""Functions, besides classes, that an assignment may call without counting at import."""
+
 ROUNDS = 4
 """How often a definition's digest takes in those of what it refers to."""
 
@@ -212,11 +220,12 @@ class Library:
             return self.locate(f"{module}.{first}", rest)
         if home == PACKAGE and first in homes():  # by its __getattr__, which is always counted
             return self.locate(homes()[first], names)
-        for each in self.source(home).bindings.get(first, ()):
-            if each.statement is not None:
-                return (module, first), rest
-            inner = (each.attribute,) if each.attribute else ()
-            return self.locate(each.module, (*inner, *rest))
+        bound = self.source(home).bindings.get(first, [])
+        if any(each.statement is not None for each in bound):
+            return (module, first), rest
+        if len(bound) == 1:
+            inner = (bound[0].attribute,) if bound[0].attribute else ()
+            return self.locate(bound[0].module, (*inner, *rest))
         return (module, WHOLE), names
 
 
@@ -468,15 +477,18 @@ def _imported_names(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Bi
 
 
 def _modules_of(node: ast.AST) -> Iterator[str]:
-    """The modules of ours that an import statement imports."""
+    """The modules of ours that an import statement imports, the packages around them included."""
+    names: list[str] = []
     if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names if paths.module(alias.name))
-    elif isinstance(node, ast.ImportFrom) and node.module and paths.module(node.module):
-        yield node.module
-        for alias in node.names:
-            inner = f"{node.module}.{alias.name}"
-            home = homes().get(alias.name) if node.module == "foredraft" else None
-            yield from (name for name in (inner, home) if name and paths.module(name))
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if node.module == "foredraft":
+            names += [homes()[alias.name] for alias in node.names if alias.name in homes()]
+    for name in names:
+        parts = name.split(".")
+        around = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+        yield from (each for each in around if paths.module(each))
 
 
 def _executed_at_import(statement: ast.stmt) -> Iterator[ast.AST]:
@@ -499,11 +511,17 @@ def _only_binds(statement: ast.stmt) -> bool:
         return False
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return all(_decorator(each) in PURE_DECORATORS for each in statement.decorator_list)
-    if isinstance(statement, ast.Assign):
-        return all(isinstance(each, ast.Name) for each in statement.targets)
-    if isinstance(statement, ast.AnnAssign):
-        return isinstance(statement.target, ast.Name)
+    if isinstance(statement, ast.Assign | ast.AnnAssign):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        return all(isinstance(each, ast.Name) for each in targets) and not _may_act(statement)
     return _is_docstring(statement)
+
+
+def _may_act(statement: ast.stmt) -> bool:
+    """Check whether an assignment calls a function that may do more than return a value."""
+    calls = (node for node in _executed_at_import(statement) if isinstance(node, ast.Call))
+    names = (ast.unparse(node.func).rpartition(".")[2] for node in calls)
+    return any(not name[:1].isupper() and name not in PURE_FUNCTIONS for name in names)
 
 
 def _decorator(node: ast.expr) -> str:

@@ -45,4 +45,6 @@ def draw(name: str, arguments: values.JSON) -> Figure:
             f"{name!r} is not there any more: run the article again, or use the commit that "
             "made its results"
         ) from None
+    if getattr(found, "__module__", None) != module or not hasattr(found, "__wrapped__"):
+        raise ValueError(f"{name!r} draws no figure: it is no figures.drawing of {module}")
     return figures.draw_again(found, arguments)

@@ -36,7 +36,9 @@ HEARTBEAT, POLL = 30, 0.2
 """Seconds between two lines that say what runs, and between two looks at it."""
 
 DRIFT = 0.01
-"""How far another kind of processor may move a value that states nothing of it, relatively."""
+"""How far another kind of processor may move a claim that states nothing of it, relatively."""
+VALUE_DRIFT, LEAST_DRIFT = 0.25, 0.02
+"""The same of a value that backs no claim, whose interval is not known: relatively, at least."""
 
 
 class Verdict(StrEnum):
@@ -77,8 +79,9 @@ class Compared:
 def compare(committed: Findings, here: Findings, *, same_processor: bool) -> list[Compared]:
     """Compare the values of an article, those that back a claim by the claim's tolerances.
 
-    A claim may move by its spread anywhere, and on another kind of processor by its `drift`; a
-    value without a claim by nothing here, and by DRIFT there.
+    A claim may move by its spread anywhere, and on another kind of processor by its `drift`, or a
+    DRIFT of itself if it has neither; a value without a claim by nothing here, and there by what
+    VALUE_DRIFT allows.
     """
     claims = {claim.key: claim for claim in (*committed.claims, *here.claims)}
     compared = []
@@ -102,8 +105,14 @@ def judge(
     before, moved = float(committed), abs(float(here) - float(committed))
     if claim is not None and claim.spread is not None and moved <= claim.spread:
         return Verdict.WITHIN
-    drift = DRIFT * abs(before) if claim is None or claim.drift is None else claim.drift
-    return Verdict.DRIFT if not same_processor and moved <= drift else Verdict.DIFFERS
+    may_drift = not same_processor and moved <= _drift(claim, before)
+    return Verdict.DRIFT if may_drift else Verdict.DIFFERS
+
+
+def _drift(claim: Claim | None, before: float) -> float:
+    if claim is None:
+        return max(VALUE_DRIFT * abs(before), LEAST_DRIFT)
+    return DRIFT * abs(before) if claim.drift is None else claim.drift
 
 
 def _is_number(value: Value | None) -> TypeGuard[float | int]:
@@ -244,8 +253,8 @@ class Run:
         lost = ", ".join(self._running) or "nothing"
         done = ", ".join(self.done) or "none"
         return (
-            f"stopped after {self.elapsed.strip()}: {lost} was running and is lost, its results are "
-            f"as they were before; computed again: {done}. `make reproduce` begins anew"
+            f"stopped after {self.elapsed.strip()}. What was running is lost, and its results are "
+            f"as they were before: {lost}. Computed again: {done}"
         )
 
 

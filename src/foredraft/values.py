@@ -64,6 +64,8 @@ def encode(value: Any) -> JSON:
     if is_dataclass(value) and not isinstance(value, type):
         named = {each.name: encode(getattr(value, each.name)) for each in fields(value)}
         return {"$record": named}
+    if isinstance(value, SimpleNamespace):
+        return {"$record": {name: encode(each) for name, each in vars(value).items()}}
     raise TypeError(
         f"a figure is drawn from tables, arrays, pictures and plain values, not from a "
         f"{type(value).__name__}: pass what is drawn of it"
@@ -99,15 +101,15 @@ def decode(document: JSON) -> Any:
 
 def _table(frame: pd.DataFrame) -> dict[str, Any]:
     """Column by column, which is shorter than row by row and keeps each column's type."""
-    columns = [_column(frame[name], name) for name in frame.columns]
-    plain = isinstance(frame.index, pd.RangeIndex) and frame.index.equals(pd.RangeIndex(len(frame)))
-    if plain:
+    columns = [_column(each, name) for name, each in frame.items()]
+    index, plain = frame.index, pd.RangeIndex(len(frame))
+    if isinstance(index, pd.RangeIndex) and index.name is None and index.equals(plain):
         return {"columns": columns, "rows": len(frame)}
-    index = frame.index.to_frame(index=False)
-    names = [encode(name) for name in frame.index.names]
+    levels = index.to_frame(index=False)
+    names = [encode(name) for name in index.names]
     return {
         "columns": columns,
-        "index": [_column(index.iloc[:, level], level) for level in range(index.shape[1])],
+        "index": [_column(levels.iloc[:, level], level) for level in range(levels.shape[1])],
         "names": names,
     }
 
@@ -131,7 +133,7 @@ def _frame(content: Mapping[str, Any]) -> pd.DataFrame:
         if len(levels) == 1
         else pd.MultiIndex.from_arrays(levels, names=names)
     )
-    return pd.DataFrame({name: each.to_numpy() for name, each in columns.items()}, index=index)
+    return pd.DataFrame({name: each.array for name, each in columns.items()}, index=index)
 
 
 def _series(content: Mapping[str, Any]) -> pd.Series:

@@ -4,12 +4,10 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+from foredraft import paths
 from foredraft.reproduction import Report, Verdict
 
 MARKS = {Verdict.SAME: "✓", Verdict.WITHIN: "✓", Verdict.DRIFT: "~", Verdict.DIFFERS: "✗"}
-
-GENERATED = "data/results data/digests figures RESULTS.md README.md dvc.lock"
-"""What a reproduction writes into the repository."""
 
 
 def table(report: Report) -> Table:
@@ -33,7 +31,7 @@ def lines(report: Report) -> Iterator[str]:
     if report.changed:
         yield (
             f"{len(report.changed)} files of the repository have changed: `git diff --stat` lists "
-            f"them, `git restore {GENERATED}` puts them back."
+            f"them, `git restore {' '.join(map(paths.label, paths.written()))}` puts them back."
         )
 
 

@@ -1,5 +1,7 @@
 """What article 07's figures and their titles say is in their tables, and nothing is left out."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from foredraft import figures
+from foredraft import figures, redraw
 from foredraft.plots import bert as draw
 
 ARMS = {
@@ -149,6 +151,14 @@ def test_a_figure_and_its_title_lie_within_the_page(name):
     assert drawn.x1 <= page.width + 0.01
     assert drawn.y1 <= page.height + 0.01
     assert title(figure)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_is_drawn_again_from_what_it_keeps_to_the_same_picture(name):
+    first = DRAWN[name]()
+    again = redraw.draw(first.drawing, json.loads(json.dumps(first.arguments)))
+    assert again.arguments == first.arguments
+    assert figures.preview(again) == figures.preview(first)
 
 
 def test_the_largest_difference_of_each_precision_is_told_with_its_bound():

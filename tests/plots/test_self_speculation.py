@@ -1,5 +1,6 @@
 """Article 04's figures show what their tables say, and their titles as much."""
 
+import json
 import re
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from foredraft import figures
+from foredraft import figures, redraw
 from foredraft.plots import self_speculation as draw
 
 MODELS = ("pocket-llama", "pocket-gemma2", "pocket-gemma2-layerskip")
@@ -195,6 +196,14 @@ def test_a_figure_and_its_title_lie_within_the_page(name):
     assert drawn.x1 <= page.width + 0.01
     assert drawn.y1 <= page.height + 0.01
     assert title(figure)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_is_drawn_again_from_what_it_keeps_to_the_same_picture(name):
+    first = DRAWN[name]()
+    again = redraw.draw(first.drawing, json.loads(json.dumps(first.arguments)))
+    assert again.arguments == first.arguments
+    assert figures.preview(again) == figures.preview(first)
 
 
 def test_the_articles_run_lies_on_the_line_of_its_acceptance():

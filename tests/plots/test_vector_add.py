@@ -1,10 +1,12 @@
 """What article 08's figures and their titles say is in their tables."""
 
+import json
+
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from foredraft import figures
+from foredraft import figures, redraw
 from foredraft.plots import vector_add as draw
 
 CARDS = ("A100", "H100")
@@ -129,6 +131,14 @@ def test_a_figure_and_its_title_lie_within_the_page(name):
     assert min(drawn.x0, drawn.y0) >= -0.01
     assert drawn.x1 <= page.width + 0.01
     assert drawn.y1 <= page.height + 0.01
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_is_drawn_again_from_what_it_keeps_to_the_same_picture(name):
+    first = DRAWN[name]()
+    again = redraw.draw(first.drawing, json.loads(json.dumps(first.arguments)))
+    assert again.arguments == first.arguments
+    assert figures.preview(again) == figures.preview(first)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ import cProfile
 import inspect
 import os
 import threading
+import time
 from pathlib import Path
 from types import CodeType, FrameType
 
 OTHER_THREADS: set[CodeType] = set()
+SECONDS = 0.5
 PROFILE = cProfile.Profile(builtins=False)
 
 
@@ -23,8 +25,7 @@ def note(frame: FrameType, event: str, argument: object) -> None:
 
 
 def write() -> None:
-    """Leave what has run."""
-    PROFILE.disable()
+    """Leave what has run so far."""
     codes = {each.code for each in PROFILE.getstats() if isinstance(each.code, CodeType)}
     lines = set()
     for code in codes | OTHER_THREADS:
@@ -33,10 +34,20 @@ def write() -> None:
         elif code.co_flags & inspect.CO_OPTIMIZED:  # a class's body runs with its module
             lines.add(f"{code.co_firstlineno} {code.co_filename}")
     folder = Path(os.environ["FOREDRAFT_TRACE"])
-    folder.joinpath(f"{os.getpid()}.txt").write_text("\n".join(sorted(lines)))
+    part = folder / f".{os.getpid()}.part"
+    part.write_text("\n".join(sorted(lines)))
+    part.replace(folder / f"{os.getpid()}.txt")
+
+
+def keep_writing() -> None:
+    """Leave it again and again: a kernel may be killed before it could do so at its end."""
+    while True:
+        time.sleep(SECONDS)
+        write()
 
 
 if "FOREDRAFT_TRACE" in os.environ:
     atexit.register(write)
     threading.setprofile(note)
+    threading.Thread(target=keep_writing, daemon=True).start()
     PROFILE.enable()

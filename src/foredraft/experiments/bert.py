@@ -66,6 +66,9 @@ SENTENCES = (
 SPENT = {"ms": "Time", "MB": "Peak of memory"}
 """What a benchmark's unit measures."""
 
+PARITY_DRIFT = {"float32": 2e-5, "float64": 1e-13}
+"""How far another processor may move the largest difference, which is one of rounding."""
+
 DRAWN = range(14, 19)
 """Tokens, marks included, of the sentence whose attention is drawn."""
 
@@ -286,6 +289,7 @@ def _of_parity(worst: pd.DataFrame) -> Found:
             f"Largest difference from transformers, any piece, {name}",
             f"parity.{name}",
             n=sum(row["numbers"] for row in rows),
+            drift=PARITY_DRIFT[name],
         )
         for name in precisions
     ]

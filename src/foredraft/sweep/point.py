@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from foredraft import paths, results, runner
 from foredraft.files import digest, write_text
+from foredraft.outputs import read_record
 from foredraft.provenance import read_json, stamp, write_json
 from foredraft.results import Findings
 from foredraft.sweep.grid import Setting
@@ -123,7 +124,8 @@ class Point:
             raise ValueError(f"the notebook {self.slug} has left no {paths.cited(self.slug)}")
         results_digest = digest(self._result)
         content = {"parameters": self.params, "results": results_digest, "named": named}
-        write_json(self.marker, content, read_json(self._result).stamp)
+        record = self._result.with_name(paths.record(self.slug).name)
+        write_json(self.marker, content, read_record(record).stamp)
 
 
 def _texts(value: Any) -> Iterator[str]:
