@@ -649,7 +649,9 @@ def test_there_is_a_macro_for_every_number_and_it_reads_as_that_number():
         for claim in each.claims:
             beside = {"spread": claim.spread, "n": claim.n, "article": claim.article}
             stem = f"{each.article.slug}/{claim.key}@"
-            expected |= {stem + name: stated for name, stated in beside.items() if stated is not None}
+            expected |= {
+                stem + name: stated for name, stated in beside.items() if stated is not None
+            }
     assert set(defined) == set(expected)
     for name, value in expected.items():
         if isinstance(value, float):
