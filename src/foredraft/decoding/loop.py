@@ -13,6 +13,7 @@ import torch
 from foredraft.decoding.draft import Draft, Drafter, Job
 from foredraft.decoding.exit import Exit, ExitPolicy, FixedLength
 from foredraft.decoding.gate import AlwaysDraft, Gate, GatePolicy
+from foredraft.decoding.prefill import Prefill
 from foredraft.decoding.reader import Reader
 from foredraft.decoding.signal import confidence
 from foredraft.decoding.text import PADDING, Text
@@ -60,6 +61,7 @@ def generate(  # noqa: PLR0913 - the one call that readers make
     eos_token_id: int | Sequence[int] | None = None,
     verification: str = "token",
     on_round: Callable[[Round], None] | None = None,
+    prefilled: Prefill | None = None,
 ) -> Generation:
     """Continue each prompt by at most `max_new_tokens` tokens drawn from the sampler's law.
 
@@ -70,7 +72,8 @@ def generate(  # noqa: PLR0913 - the one call that readers make
     token of each row comes from the prefill, without a draft. `generator` None draws from a fresh
     one that the operating system seeds. A row ends after its first token in `eos_token_id`: one id
     or several, None for the model's own, [] for never. `on_round` is called with each round as soon
-    as it is committed.
+    as it is committed. `prefilled` is what `prefill` gave of this model and these very prompts,
+    which are then not read again.
 
     Raises ValueError for an empty prompt, an id outside the vocabulary, a negative budget, more
     positions than the model has, a drafter that does not fit the target, and logits from which
@@ -83,6 +86,9 @@ def generate(  # noqa: PLR0913 - the one call that readers make
         return Generation([[] for _ in ids], Trace(()))
     generator = _on_device(generator, model.device)
     batch = _Batch(model, ids, sampler, max_new_tokens, _ends(eos_token_id, model))
+    if prefilled is not None:
+        prefilled.require(ids)
+        batch.prefilled = prefilled
     stop = (exit_policy or FixedLength(4)).begin(len(ids))
     with torch.inference_mode():
         batch.begin(drafter, stop, (gate or AlwaysDraft()).begin(len(ids)))
@@ -115,6 +121,7 @@ class _Batch:
         self.emitted: list[list[int]] = [[] for _ in prompts]
         self.rows = list(range(len(prompts)))
         self.seen: list[float] = []
+        self.prefilled: Prefill | None = None
 
     def begin(self, drafter: Drafter | None, stop: Exit, gate: Gate) -> None:
         """Put target and drafter to work on the rows."""
@@ -129,7 +136,7 @@ class _Batch:
         """Gate, draft, verify, commit."""
         opens, limits = self._limits()
         draft = self._draft(limits, generator)
-        logits = self.reader.read(self.text, draft.tokens)
+        logits = self._read(draft)
         probs = self.sampler.probs(logits, self._prefixes(draft))
         verdicts = verify_rows(
             *(draft.tokens, draft.probs, probs, draft.lengths),
@@ -137,6 +144,14 @@ class _Batch:
             generator=generator,
         )
         return Round(index, self._commit(index, opens, draft, logits, probs, verdicts))
+
+    def _read(self, draft: Draft) -> Float[Tensor, "batch positions vocab"]:
+        """Read the text and the draft with the target, or take over a prefill that is known."""
+        known, self.prefilled = self.prefilled, None
+        if known is None:
+            return self.reader.read(self.text, draft.tokens)
+        known.fill(self.reader.cache)
+        return known.logits
 
     def drop_finished(self) -> None:
         """Keep the rows that go on."""

@@ -8,6 +8,7 @@ beyond level 1 none of whose words, are on the training side. Intervals are Wils
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, final
@@ -130,11 +131,17 @@ def _folder(params: LlavaSft) -> tuple[Dataset, int]:
 
 def _tables(params: LlavaSft, n: int, seed: int) -> Dataset:
     """Make tables of all levels, as many of each."""
-    shares = [len(part) for part in np.array_split(np.arange(n), len(params.levels))]
+    return _tables_of(params.levels, n, seed, params.image_size)
+
+
+@lru_cache(maxsize=2)
+def _tables_of(levels: tuple[int, ...], n: int, seed: int, size: int) -> Dataset:
+    """Make them once for all methods: to draw and pack a picture takes longer than to read it."""
+    shares = [len(part) for part in np.array_split(np.arange(n), len(levels))]
     return concatenate_datasets(
         [
-            table_conversations(level, share, seed, size=params.image_size)
-            for level, share in zip(params.levels, shares, strict=True)
+            table_conversations(level, share, seed, size=size)
+            for level, share in zip(levels, shares, strict=True)
             if share
         ]
     )

@@ -25,6 +25,7 @@ from foredraft.decoding.exit import (
     threshold_path,
 )
 from foredraft.decoding.loop import Generation, generate
+from foredraft.decoding.prefill import Prefill, prefill
 from foredraft.decoding.self_draft import SelfDrafter
 from foredraft.decoding.theory import Costs
 from foredraft.experiments.layer_skipping import published
@@ -112,7 +113,8 @@ def article_case(subject: Candidate, params: SelfSpeculation) -> pd.DataFrame:
     stop = AdaptiveExit(rule="article", max_length=8)
     asked = replace(subject, held_out=[subject.asked(ARTICLE_QUESTION)] * params.samples)
     told = {"temperature": 1.0, "exit_tokens": ARTICLE_TOKENS, "checked_prompts": params.samples}
-    row = _policy("article", stop, asked, plan, costs, params.model_copy(update=told))
+    known = prefill(asked.decoder, some(asked.held_out, params.samples))
+    row = _policy("article", stop, asked, known, plan, costs, params.model_copy(update=told))
     del row["policy"]
     tokens = 1 + row["acceptance"] * row["drafted"]
     return pd.DataFrame(
@@ -162,19 +164,21 @@ def checked(subject: Candidate, params: SelfSpeculation, *, temperature: float) 
     generator = torch.Generator(subject.decoder.device).manual_seed(params.seed)
     settings: dict[str, Any] = {"sampler": sampler, "generator": generator}
     n_new = params.checked_tokens
-    own = rehearse(subject.decoder, prompts, new_tokens=n_new, **settings)
+    known = prefill(subject.decoder, prompts)
+    own = rehearse(subject.decoder, prompts, new_tokens=n_new, prefilled=known, **settings)
     length, rows = params.checked_length, []
     plans = plans_to_check(subject.decoder.config.n_layers, params)
     for name, plan in steps(plans.items(), f"plans of {subject.name}"):
         made = _decoded(
-            *(subject, prompts, params, SelfDrafter(plan), FixedLength(length)),
+            *(subject, known, params, SelfDrafter(plan), FixedLength(length)),
             n_new=n_new,
             **settings,
         )
         count, drafted = counted(made)
-        text = along(subject.decoder, prompts, made.tokens, sampler=sampler)
+        text = along(subject.decoder, prompts, made.tokens, sampler=sampler, prefilled=known)
         mean, variance = moments(list(islice(text.drafts(plan), length)), length)
-        exact, once = (list(islice(way(plan), length)) for way in (own.drafts, own.one_pass))
+        exact = list(islice(own.drafts(plan), length))
+        once = [exact[0]] * length  # what `one_pass` gives, whose pass was just made
         apart, approximate = rounds(exact, length), rounds(once, length)
         tokens = np.full(len(count), float(n_new - 1))
         foretold, decoded = ratio(apart.tokens, apart.count), ratio(tokens, count)
@@ -226,7 +230,7 @@ def _z(differences: np.ndarray, variances: np.ndarray) -> float:
 
 def _decoded(  # noqa: PLR0913 - what the experiments vary
     subject: Candidate,
-    prompts: Sequence[Sequence[int]],
+    known: Prefill,
     params: SelfSpeculation,
     drafter: SelfDrafter,
     stop: ExitPolicy,
@@ -238,7 +242,7 @@ def _decoded(  # noqa: PLR0913 - what the experiments vary
 ) -> Generation:
     return generate(
         subject.decoder,
-        prompts,
+        known.prompts,
         sampler=sampler,
         max_new_tokens=n_new or params.max_new_tokens,
         drafter=drafter,
@@ -246,6 +250,7 @@ def _decoded(  # noqa: PLR0913 - what the experiments vary
         verification=verification,
         generator=generator,
         eos_token_id=[],
+        prefilled=known,
     )
 
 
@@ -260,8 +265,9 @@ def policies(
     for that token's acceptance the acceptance of drafts of one.
     """
     longest = max(costs.verify)
+    known = prefill(subject.decoder, some(subject.held_out, params.checked_prompts))
     rows = [
-        _policy(f"fixed {n}", FixedLength(n), subject, plan, costs, params)
+        _policy(f"fixed {n}", FixedLength(n), subject, known, plan, costs, params)
         for n in steps(range(1, longest + 1), "draft lengths")
     ]
     one_more = costs.draft + (costs.verify[longest] - costs.verify[1]) / max(1, longest - 1)
@@ -278,23 +284,24 @@ def policies(
         acceptance=max(0.01, float(rows[0]["acceptance"])),
     )
     rows += [
-        _policy(name, stop, subject, plan, costs, params)
+        _policy(name, stop, subject, known, plan, costs, params)
         for name, stop in steps(stops.items(), "ways to end a draft")
     ]
     return pd.DataFrame(rows)
 
 
-def _policy(
+def _policy(  # noqa: PLR0913 - what the policies share
     name: str,
     stop: ExitPolicy,
     subject: Candidate,
+    known: Prefill,
     plan: SkipPlan,
     costs: Costs,
     params: SelfSpeculation,
 ) -> dict[str, Any]:
     made = _decoded(
         subject,
-        some(subject.held_out, params.checked_prompts),
+        known,
         params,
         SelfDrafter(plan),
         stop,
@@ -338,11 +345,12 @@ def rules(
 ) -> pd.DataFrame:
     """Decode under one plan with each rule of verification; tokens a round with their error."""
     rows = []
+    known = prefill(subject.decoder, subject.held_out * params.samples)
     for length in lengths:
         for rule in ("token", "block"):
             made = _decoded(
                 subject,
-                subject.held_out * params.samples,
+                known,
                 params,
                 SelfDrafter(plan),
                 FixedLength(length),

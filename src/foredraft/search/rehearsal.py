@@ -23,6 +23,7 @@ from typing import final
 import torch
 
 from foredraft.decoding.loop import generate
+from foredraft.decoding.prefill import Prefill
 from foredraft.decoding.theory import overlap
 from foredraft.models.attention import KVHeads, Mask, NewKVHeads
 from foredraft.models.cache import KVCache
@@ -118,6 +119,7 @@ def rehearse(
     sampler: Sampler,
     new_tokens: int,
     generator: torch.Generator,
+    prefilled: Prefill | None = None,
 ) -> Rehearsal:
     """Let the target continue each prompt by its own law, then read `along` that."""
     made = generate(
@@ -127,8 +129,9 @@ def rehearse(
         max_new_tokens=new_tokens,
         generator=generator,
         eos_token_id=[],
+        prefilled=prefilled,
     )
-    return along(decoder, prompts, made.tokens, sampler=sampler)
+    return along(decoder, prompts, made.tokens, sampler=sampler, prefilled=prefilled)
 
 
 @torch.inference_mode()
@@ -138,8 +141,11 @@ def along(
     continuations: Sequence[Sequence[int]],
     *,
     sampler: Sampler,
+    prefilled: Prefill | None = None,
 ) -> Rehearsal:
     """Read what the target, under this sampler, has made of each prompt.
+
+    With the prompts' `prefilled`, only what follows them is read: the same but for rounding.
 
     ValueError for fewer than two new tokens, of which none would be drafted, for texts that got
     different numbers of them, and for a sampler whose law depends on the text (a repetition
@@ -157,17 +163,35 @@ def along(
             "on the text before it; rehearse with 1"
         )
     tokens = torch.tensor([list(new) for new in continuations], device=decoder.device)
+    n_places = counts[0] - 1
+    cache = decoder.new_cache(len(prompts), max(map(len, prompts)) + n_places)
+    if prefilled is None:
+        hidden = _read_whole(decoder, cache, prompts, continuations)
+    else:
+        prefilled.require(prompts)
+        prefilled.fill(cache)
+        hidden = decoder.hidden(tokens[:, :-1], cache)
+        cache.commit(n_places)
+    p = sampler.probs(decoder.logits(hidden))
+    return Rehearsal(decoder, sampler, tokens, cache, p)
+
+
+def _read_whole(
+    decoder: Decoder,
+    cache: KVCache,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+) -> Float[Tensor, "text place hidden"]:
+    """Read prompts with what follows them in one pass; give what the latter come to."""
     texts = [[*prompt, *new[:-1]] for prompt, new in zip(prompts, continuations, strict=True)]
-    width, n_places = max(map(len, texts)), counts[0] - 1
+    width, n_places = max(map(len, texts)), len(continuations[0]) - 1
     padded = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts])
-    cache = decoder.new_cache(len(texts), width)
     hidden = decoder.hidden(padded.to(decoder.device), cache)
     cache.commit([len(text) for text in texts])
     ends = torch.tensor(cache.lengths, device=decoder.device)
     places = ends[:, None] - n_places + torch.arange(n_places, device=decoder.device)
     rows = torch.arange(len(texts), device=decoder.device)[:, None]
-    p = sampler.probs(decoder.logits(hidden[rows, places]))
-    return Rehearsal(decoder, sampler, tokens, cache, p)
+    return hidden[rows, places]
 
 
 @final

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from foredraft.models.loading import locate
+from foredraft.types import Tensor
 
 
 def load_llava(
@@ -53,7 +54,22 @@ def load_llava(
         )
     if quantization is None:
         model = model.to(torch.device(device))
+    _spare_unused_layers(model)
     return model.eval(), processor
+
+
+def _spare_unused_layers(model: LlavaForConditionalGeneration) -> None:
+    """Do not run the layers of the vision tower behind the one whose features are taken."""
+    taken = model.config.vision_feature_layer
+    encoder = getattr(model.model.vision_tower, "encoder", None)
+    if encoder is None or not isinstance(taken, int) or taken >= 0:
+        return
+    for layer in encoder.layers[len(encoder.layers) + 1 + taken :]:
+        layer.forward = _unchanged
+
+
+def _unchanged(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+    return hidden_states
 
 
 def load_processor(folder: Path) -> LlavaProcessor:

@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PrinterCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -88,7 +89,16 @@ def start(folder: str | Path, tuning: FineTuning) -> LlavaForConditionalGenerati
     )
     for part in parts(model, tuning.freeze):
         part.requires_grad_(False)
+    model.model.language_model.register_forward_pre_hook(_without_padding_mask, with_kwargs=True)
     return model
+
+
+def _without_padding_mask(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Leave out a mask that changes nothing and costs half of attention.
+
+    Padding stands on the right and carries no loss, and no token looks to its right.
+    """
+    return args, {**kwargs, "attention_mask": None}
 
 
 def _best(
