@@ -20,6 +20,7 @@ from transformers import Gemma2Config, LlamaConfig, PretrainedConfig, PreTrained
 from foredraft.decoding import theory
 from foredraft.decoding.exit import FixedLength
 from foredraft.decoding.loop import generate
+from foredraft.decoding.prefill import prefill
 from foredraft.decoding.self_draft import SelfDrafter
 from foredraft.experiments.speculative_decoding import (
     acceptance,
@@ -28,10 +29,12 @@ from foredraft.experiments.speculative_decoding import (
     ratios,
 )
 from foredraft.live import steps
+from foredraft.models.attention import KVHeads, Mask, NewKVHeads
 from foredraft.models.cache import KVCache
 from foredraft.models.config import DecoderConfig
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load
+from foredraft.models.rotary import Rotation
 from foredraft.models.skip import Parts, SkipPlan
 from foredraft.params import LayerSkipping
 from foredraft.prompts import code_prompts
@@ -171,29 +174,87 @@ def first_steps(
     `overlap` is β = Σ min(p, q), `agreement` whether both have one favourite, and `divergence`
     KL(p‖q): by so many nats a token the loss on the target's own text is higher.
 
-    Places are taken from the last to the first, and at each the whole model comes last: so all that
-    a step sees behind it is the whole model's.
+    All places are read at once, each behind the whole model's keys and values.
     """
     chosen = [*candidates, Candidate("whole", "whole model", SkipPlan())]
-    size = (len(chosen), len(subject.prompts))
-    sums = {name: torch.zeros(size) for name in ("overlap", "agreement", "divergence")}
-    for step in steps(range(subject.places.shape[1])[::-1], f"{len(chosen)} plans, places"):
-        at, log_p = subject.places[:, step], subject.log_p[:, step]
-        subject.cache.rollback(at.tolist())
-        tokens = subject.texts.gather(1, at[:, None])
-        for row, candidate in enumerate(chosen):
-            logits = subject.decoder(tokens, subject.cache, skip=candidate.plan)[:, -1]
-            for name, value in compared(log_p, _log_law(logits, params.temperature)).items():
-                sums[name][row] += value
-    subject.cache.commit([subject.texts.shape[1] - n for n in subject.cache.lengths])
-    means = {name: (sums[name] / subject.places.shape[1]).tolist() for name in sums}
-    return pd.concat(
-        [
-            _lines(subject, candidate, {name: means[name][row] for name in means})
-            for row, candidate in enumerate(chosen)
-        ],
-        ignore_index=True,
-    )
+    first = _FirstSteps(subject)
+    tables = []
+    for candidate in steps(chosen, "plans"):
+        log_q = first.log_law(candidate.plan, params.temperature)
+        values = compared(subject.log_p, log_q)
+        means = {name: value.mean(-1).tolist() for name, value in values.items()}
+        tables.append(_lines(subject, candidate, means))
+    return pd.concat(tables, ignore_index=True)
+
+
+@final
+class _FirstSteps:
+    """First draft steps at all places of a subject's texts, whatever the plan.
+
+    Each place sees the text before it as the whole model has read it, and itself. Up to the first
+    layer that a plan skips, it is the whole model that reads: that is done once for all plans.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.memory = _Places(subject)
+        decoder = subject.decoder
+        hidden = decoder.embedded(subject.texts.gather(1, subject.places))
+        self.states = [hidden, *decoder.through(hidden, self.memory, SkipPlan())]
+
+    def log_law(self, plan: SkipPlan, temperature: float) -> Float[Tensor, "row place vocab"]:
+        """Give the law of the draft's first token at every place."""
+        decoder = self.subject.decoder
+        plan.check(decoder.config.n_layers)
+        shared = min(plan.attn | plan.mlp, default=decoder.config.n_layers)
+        hidden = self.states[shared]
+        for layer in list(decoder.layers)[shared:]:
+            hidden = layer(hidden, self.memory, plan)
+        return _log_law(decoder.logits(hidden), temperature)
+
+
+@final
+class _Places:
+    """The memory of single tokens, each of which sees the text before it and itself."""
+
+    def __init__(self, subject: Subject) -> None:
+        cache, config = subject.cache, subject.decoder.config
+        self.n_places, self.dtype = subject.places.shape[1], subject.decoder.dtype
+        self.group = config.n_heads // config.n_kv_heads
+        self.positions = subject.places
+        self.rotation: Rotation = config.rotation(self.positions, self.dtype)
+        self.keys, self.values = (
+            [torch.nn.functional.pad(each, (0, 0, 0, self.n_places)) for each in layers]
+            for layers in (cache.keys, cache.values)
+        )
+        self._masks: dict[int | None, Mask] = {}
+
+    def extend(
+        self, layer: int, keys: NewKVHeads, values: NewKVHeads, window: int | None
+    ) -> tuple[KVHeads, KVHeads]:
+        """Give the whole model's, with the places' own behind them."""
+        for known, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            known[:, :, -self.n_places :] = new.transpose(1, 2)
+        return self.keys[layer], self.values[layer]
+
+    def is_plainly_causal(self, window: int | None) -> bool:
+        """No: no place sees another."""
+        return False
+
+    def mask(self, window: int | None) -> Mask:
+        """Make it once for all layers of a window."""
+        if window not in self._masks:
+            here = self.positions[..., None]
+            slots = torch.arange(self.keys[0].shape[2] - self.n_places)
+            before = slots < here
+            if window is not None:
+                before &= slots > here - window
+            own = torch.eye(self.n_places, dtype=torch.bool).expand(len(here), -1, -1)
+            visible = torch.cat([before, own], -1)[:, None]
+            mask = torch.zeros(visible.shape, dtype=self.dtype)
+            mask = mask.masked_fill_(~visible, -torch.inf).repeat(1, 1, self.group, 1)
+            self._masks[window] = mask
+        return self._masks[window]
 
 
 def compared(
@@ -402,6 +463,7 @@ def by_distance(table: pd.DataFrame) -> pd.DataFrame:
     return apart.groupby("distance", as_index=False)["cosine"].mean()
 
 
+@torch.inference_mode()
 def trimmed(subject: Subject, plan: SkipPlan, params: LayerSkipping) -> pd.DataFrame:
     """Give β of one plan's first step with the draft held to the tokenizer's first N tokens.
 
@@ -410,7 +472,7 @@ def trimmed(subject: Subject, plan: SkipPlan, params: LayerSkipping) -> pd.DataF
     """
     config, parts = subject.decoder.config, Parts.of(subject.decoder.config)
     row = parts.head / parts.total(config.n_layers) / config.vocab_size
-    log_q = _draft_laws(subject, plan, params)
+    log_q = _FirstSteps(subject).log_law(plan, params.temperature)
     lines = []
     for size in sorted({*params.vocabularies, config.vocab_size}):
         kept = log_q[..., :size].log_softmax(-1).exp()
@@ -423,22 +485,6 @@ def trimmed(subject: Subject, plan: SkipPlan, params: LayerSkipping) -> pd.DataF
     table = table.rename(columns={"mean": "overlap"})
     gains = zip(table["overlap"], table["cost"], strict=True)
     return table.assign(gain=[best_gain(alpha, cost) for alpha, cost in gains])
-
-
-@torch.inference_mode()
-def _draft_laws(
-    subject: Subject, plan: SkipPlan, params: LayerSkipping
-) -> Float[Tensor, "row place vocab"]:
-    laws = []
-    for step in reversed(range(subject.places.shape[1])):
-        at = subject.places[:, step]
-        subject.cache.rollback(at.tolist())
-        tokens = subject.texts.gather(1, at[:, None])
-        logits = subject.decoder(tokens, subject.cache, skip=plan)[:, -1]
-        laws.append(_log_law(logits, params.temperature))
-        subject.decoder.hidden(tokens, subject.cache)
-    subject.cache.commit([subject.texts.shape[1] - n for n in subject.cache.lengths])
-    return torch.stack(laws[::-1], 1)
 
 
 @torch.inference_mode()
@@ -483,7 +529,7 @@ def drafting(
 ) -> pd.DataFrame:
     """Draft and verify in earnest with each plan; give the rounds that drafted."""
     heat = params.temperature if temperature is None else temperature
-    parts = []
+    parts, known = [], prefill(subject.decoder, subject.prompts)
     for candidate in steps([*candidates], f"plans of {subject.name}"):
         made = generate(
             subject.decoder,
@@ -494,6 +540,7 @@ def drafting(
             exit_policy=FixedLength(params.length),
             generator=torch.Generator().manual_seed(params.seed),
             eos_token_id=[],
+            prefilled=known,
         )
         rounds = made.trace.table()
         rounds = rounds.loc[rounds["drafted"] > 0]
@@ -579,15 +626,18 @@ def greedy_texts(
     """Continue the first few prompts greedily: without drafts, then with each plan's."""
     drafters: dict[str, SelfDrafter | None] = {"no draft": None}
     drafters |= {each.name: SelfDrafter(each.plan) for each in candidates}
+    prompts = subject.prompts[:n_prompts]
+    known = prefill(subject.decoder, prompts)
     return {
         name: generate(
             subject.decoder,
-            subject.prompts[:n_prompts],
+            prompts,
             sampler=Sampler(temperature=0.0),
             max_new_tokens=params.max_new_tokens,
             drafter=drafter,
             exit_policy=FixedLength(params.length),
             eos_token_id=[],
+            prefilled=known,
         ).tokens
         for name, drafter in steps(drafters.items(), "greedy texts")
     }
