@@ -15,7 +15,7 @@ all positions for each place in a draft, the k-th of which reads every token as 
                             s−2    s−1    s           the 1st, 2nd and 3rd pass gave s−2, s−1 and s
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import final
@@ -76,15 +76,21 @@ class Rehearsal:
     def drafts(self, plan: SkipPlan, sampler: Sampler | None = None) -> Iterator[Chances]:
         """Give the chances of the first token of a draft, of the second, and so on.
 
-        `sampler` None drafts with the target's own. Each is one pass over all texts.
+        `sampler` None drafts with the target's own. Each is a pass over all texts. Up to the first
+        layer that the plan skips, all passes give the whole model's states: the first one's serve
+        the others, except in half precision, whose rounding would differ.
         """
-        plan.check(self.decoder.config.n_layers)
-        memory = _Band(self)
+        n_layers = self.decoder.config.n_layers
+        plan.check(n_layers)
+        is_shared = self.decoder.dtype in (torch.float32, torch.float64)
+        shared = min(plan.attn | plan.mlp, default=n_layers) if is_shared else 0
+        memory, layers = _Band(self), list(self.decoder.layers)
+        start = self.decoder.embedded(self.tokens[:, :-1])
         for k in range(self.n_places):
             memory.deepen(k)
-            hidden = self.decoder.embedded(self.tokens[:, :-1])
-            for state in self.decoder.through(hidden, memory, plan):
-                hidden = state
+            if k == 0:
+                start = _through(layers[:shared], start, memory, plan)
+            hidden = _through(layers[shared:], start, memory, plan)
             yield self._judged(hidden, sampler or self.sampler)
 
     @torch.inference_mode()
@@ -110,6 +116,17 @@ class Rehearsal:
             accepted.append(chance.clamp(max=1).squeeze(-1))
             overlaps.append(overlap(p, q))
         return Chances(torch.cat(accepted), torch.cat(overlaps))
+
+
+def _through(
+    layers: Iterable[torch.nn.Module],
+    hidden: Float[Tensor, "text place hidden"],
+    memory: "_Band",
+    plan: SkipPlan,
+) -> Float[Tensor, "text place hidden"]:
+    for layer in layers:
+        hidden = layer(hidden, memory, plan)
+    return hidden
 
 
 def rehearse(
