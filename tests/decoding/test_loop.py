@@ -8,6 +8,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 import foredraft as fd
 from foredraft import sampling
+from foredraft.decoding.prefill import prefill
+from foredraft.decoding.self_draft import SelfDrafter
 from foredraft.models.cache import sent
 from tests.decoding.conftest import Waits
 
@@ -262,3 +264,26 @@ def test_a_generator_of_another_device_is_refused(pair):
     elsewhere = fd.Decoder.from_hf(theirs).to("meta")
     with pytest.raises(ValueError, match="the generator is on cpu, the model on meta"):
         fd.generate(elsewhere, [[1]], sampler=GREEDY, max_new_tokens=1, generator=generator())
+
+
+@pytest.mark.parametrize("drafter", [None, "plan"])
+def test_prompts_read_beforehand_give_the_same_rounds(pair, prompts, drafter):
+    _, ours = pair
+    settings = {
+        "sampler": fd.Sampler(),
+        "max_new_tokens": 9,
+        "drafter": drafter and SelfDrafter(fd.SkipPlan(mlp=[1])),
+        "eos_token_id": [],
+    }
+    plain = fd.generate(ours, prompts, generator=generator(), **settings)
+    known = prefill(ours, prompts)
+    for _ in range(2):
+        again = fd.generate(ours, prompts, generator=generator(), prefilled=known, **settings)
+        assert again == plain
+
+
+def test_a_prefill_of_other_prompts_is_refused(pair, prompts):
+    _, ours = pair
+    known = prefill(ours, prompts)
+    with pytest.raises(ValueError, match=r"prefill is of 4 prompts and not of these 3"):
+        fd.generate(ours, prompts[1:], sampler=GREEDY, max_new_tokens=2, prefilled=known)

@@ -8,7 +8,7 @@ the other. Intervals are bootstrapped over texts.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, final
 
 import numpy as np
@@ -22,6 +22,7 @@ from foredraft.decoding.draft import Drafter, ModelDrafter, PromptLookupDrafter
 from foredraft.decoding.exit import FixedLength
 from foredraft.decoding.gain import ExpectedGain
 from foredraft.decoding.loop import generate
+from foredraft.decoding.prefill import prefill
 from foredraft.decoding.replay import Script, record, replay
 from foredraft.decoding.self_draft import SelfDrafter
 from foredraft.decoding.signal import SIGNALS
@@ -125,25 +126,32 @@ def script(
 
     The texts are the same for all drafters.
     """
-    ids = [prompt.ids for prompt in (subject.held_out if held_out else subject.tuning)]
+    ids = tuple(prompt.ids for prompt in (subject.held_out if held_out else subject.tuning))
     sampler, seed = Sampler(temperature=temperature), params.seed + held_out
-    made = generate(
-        subject.target,
-        ids,
-        sampler=sampler,
-        max_new_tokens=params.max_new_tokens,
-        generator=torch.Generator(subject.target.device).manual_seed(seed),
-        eos_token_id=[],
-    )
     return record(
         subject.target,
         ids,
-        made.tokens,
+        _written(subject.target, ids, sampler, params.max_new_tokens, seed),
         sampler=sampler,
         drafter=subject.drafter,
         max_length=params.longest,
         generator=torch.Generator(subject.target.device).manual_seed(seed + 2),
     )
+
+
+@lru_cache(maxsize=8)
+def _written(
+    target: Decoder, prompts: tuple[tuple[int, ...], ...], sampler: Sampler, n_new: int, seed: int
+) -> list[list[int]]:
+    """Let the target continue the prompts, once for all drafters."""
+    return generate(
+        target,
+        prompts,
+        sampler=sampler,
+        max_new_tokens=n_new,
+        generator=torch.Generator(target.device).manual_seed(seed),
+        eos_token_id=[],
+    ).tokens
 
 
 def reliability(table: pd.DataFrame, signal: str, bins: int = 10) -> pd.DataFrame:
@@ -314,6 +322,7 @@ def confirmed(
     tokens a round in its standard errors, prompt by prompt.
     """
     ids = [prompt.ids for prompt in subject.held_out] * params.samples
+    known = prefill(subject.target, ids)
     rows = []
     for number, (name, policy) in enumerate(policies.items()):
         if policy.stop is None:
@@ -328,6 +337,7 @@ def confirmed(
             gate=policy.gate,
             generator=torch.Generator(subject.target.device).manual_seed(params.seed + 10 + number),
             eos_token_id=[],
+            prefilled=known,
         )
         sides = {"decoded": made.trace, "replayed": replay(judged_on, policy.gate, policy.stop)}
         row: dict[str, Any] = {"policy": name}

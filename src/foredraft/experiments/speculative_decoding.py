@@ -7,6 +7,7 @@ prompt, or several samples where prompts are few.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any, final
@@ -21,6 +22,7 @@ from foredraft.decoding import theory
 from foredraft.decoding.draft import ModelDrafter
 from foredraft.decoding.exit import FixedLength
 from foredraft.decoding.loop import Generation, generate
+from foredraft.decoding.prefill import Prefill, prefill
 from foredraft.live import steps
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load, require_same_tokens
@@ -169,9 +171,10 @@ def speculate(
     gamma = length or params.length
     samples = 1 if heat == 0 else params.samples  # greedy texts of one prompt are one text
     rows = [prompt for prompt in asked for _ in range(samples)]
+    known = _read_once(pair.target, tuple(tuple(prompt.ids) for prompt in rows))
     made = generate(
         pair.target,
-        [prompt.ids for prompt in rows],
+        known.prompts,
         sampler=Sampler(temperature=heat, top_p=params.top_p),
         max_new_tokens=params.max_new_tokens,
         drafter=ModelDrafter(pair.draft),
@@ -179,12 +182,19 @@ def speculate(
         verification=params.verification,
         generator=torch.Generator(pair.target.device).manual_seed(params.seed),
         eos_token_id=ends(params),
+        prefilled=known,
     )
     rounds = _rounds(made, rows)
     rounds = rounds.assign(temperature=float(heat), length=gamma)
     texts = [[*prompt.ids, *new] for prompt, new in zip(rows, made.tokens, strict=True)]
     starts = [len(prompt.ids) for prompt in rows]
     return Run(rounds, texts, starts, [prompt.kind for prompt in rows])
+
+
+@lru_cache(maxsize=1)
+def _read_once(target: Decoder, prompts: tuple[tuple[int, ...], ...]) -> Prefill:
+    """Read prompts with the target once for all lengths and temperatures."""
+    return prefill(target, prompts)
 
 
 def _rounds(made: Generation, rows: Sequence[Prompt]) -> pd.DataFrame:

@@ -27,8 +27,8 @@ class AnswersOnly:
         self.layer: Any = layer
         self.first = 0
         if type(layer) is LlamaDecoderLayer:
-            self.whole = layer.forward
-            layer.forward = self.forward
+            self.whole = self.layer.forward
+            self.layer.forward = self.forward
 
     def look(self, labels: Int[Tensor, "rows tokens"]) -> None:
         """Note from where on a batch's labels are predicted."""
