@@ -8,6 +8,7 @@ import torch
 
 import foredraft as fd
 from foredraft.decoding.draft import Job
+from foredraft.decoding.prefill import prefill
 from foredraft.decoding.reader import Reader
 from foredraft.decoding.text import Text
 from foredraft.models.ahead import AheadSteps
@@ -228,3 +229,19 @@ def test_a_law_that_depends_on_the_text_is_refused():
 def test_a_plan_for_another_model_is_refused():
     with pytest.raises(ValueError, match="layers"):
         next(rehearsed("llama").drafts(fd.SkipPlan.layers([7])))
+
+
+def test_texts_behind_prompts_that_were_read_before_have_the_same_chances(family):
+    known = prefill(decoder(family), PROMPTS)
+    texts = rehearsed(family).tokens.tolist()
+    sampler = fd.Sampler()
+    whole, behind = (
+        along(decoder(family), PROMPTS, texts, sampler=sampler, prefilled=each)
+        for each in (None, known)
+    )
+    assert torch.allclose(whole.p, behind.p, atol=1e-12)
+    for plan in PLANS.values():
+        pairs = zip(whole.drafts(plan), behind.drafts(plan), strict=True)
+        for one, other in islice(pairs, 3):
+            assert torch.allclose(one.accepted, other.accepted, atol=1e-12)
+            assert torch.allclose(one.overlap, other.overlap, atol=1e-12)
