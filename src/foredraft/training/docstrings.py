@@ -6,11 +6,13 @@ stands in the training text is left out.
 """
 
 import ast
+import gc
 import hashlib
 import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +32,17 @@ KINDS = {
     ast.FunctionDef: "function",
     ast.AsyncFunctionDef: "function",
 }
+COMPOUND = (
+    ast.If,
+    ast.For,
+    ast.AsyncFor,
+    ast.While,
+    ast.With,
+    ast.AsyncWith,
+    ast.Try,
+    ast.TryStar,
+)
+"""Statements in which others stand."""
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 
 
@@ -71,7 +84,7 @@ class Docstrings:
 
 def docstrings(document: Document) -> Iterator[Docstring]:
     """Give a file's docstrings as they stand in it; none if it is not Python of this version."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _uncollected():
         warnings.simplefilter("ignore")  # such as of an invalid escape
         try:
             tree = ast.parse(document.text)
@@ -135,8 +148,20 @@ def _within(node: ast.AST, package: str, name: str) -> Iterator[Docstring]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from _within(child, package, f"{name}.{child.name}")
-        elif isinstance(child, ast.stmt):
+        elif isinstance(child, COMPOUND):
             yield from _within(child, package, name)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the collector from searching a tree that grows, over and over."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _parameters(node: ast.AST) -> tuple[str, ...]:
