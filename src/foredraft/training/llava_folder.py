@@ -54,12 +54,15 @@ def load_llava(
         )
     if quantization is None:
         model = model.to(torch.device(device))
-    _spare_unused_layers(model)
+    _skip_unused_layers(model)
     return model.eval(), processor
 
 
-def _spare_unused_layers(model: LlavaForConditionalGeneration) -> None:
-    """Do not run the layers of the vision tower behind the one whose features are taken."""
+def _skip_unused_layers(model: LlavaForConditionalGeneration) -> None:
+    """Do not run the layers of the vision tower after the one whose features are taken.
+
+    transformers runs them all, whatever `vision_feature_layer` says.
+    """
     taken = model.config.vision_feature_layer
     encoder = getattr(model.model.vision_tower, "encoder", None)
     if encoder is None or not isinstance(taken, int) or taken >= 0:
