@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "origin": FLOOR | {"outputs"},
     "readme": FLOOR,
     "reproduction": FLOOR | {"outputs", "readme"},
-    "verdicts": FLOOR | {"reproduction"},
+    "verdicts": {"reproduction"},
     "__main__": {"cli"},
 }
 """The layers that each layer may import besides itself; `cli`, at the top, may import all."""

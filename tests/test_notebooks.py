@@ -18,7 +18,7 @@ from foredraft.outputs import read_record
 from foredraft.training.docstrings import load_docstrings
 
 TRACER = Path(__file__).parent / "tracer"
-TWICE = ("speculative_decoding", "llava_sft")
+TWICE = [each for each in ARTICLES if each.slug in ("speculative_decoding", "llava_sft")]
 """One that samples, one that trains."""
 
 SMOKE_SECONDS = 90
@@ -68,9 +68,8 @@ def written(run, monkeypatch) -> Path:
     return run
 
 
+@pytest.mark.parametrize("article", TWICE, ids=lambda each: each.slug, indirect=True)
 def test_a_second_run_leaves_the_same_bytes(article, run, tmp_path, monkeypatch):
-    if article.slug not in TWICE:
-        return  # seen on each reproduction
     monkeypatch.chdir(tmp_path)
     runner.run(article.slug, {"profile": "smoke"}, out=tmp_path)
     once, again = contents(run), contents(tmp_path)

@@ -83,7 +83,8 @@ def report(*verdicts_found: Verdict, failed: tuple[str, ...] = ()) -> Report:
         Compared("sampling", f"k{n}", f"claim {n}", 1.0, 2.0, verdict, n % 2 == 0)
         for n, verdict in enumerate(verdicts_found)
     ]
-    return Report(compared, failed, [str(HERE)], str(THERE), ["data/results/sampling.json"])
+    files = ["data/results/sampling.json"]
+    return Report(compared, failed, [str(HERE)], str(THERE), files, "`git restore` does it")
 
 
 def test_only_what_differs_or_fails_means_that_it_did_not_reproduce():
@@ -97,7 +98,7 @@ def test_the_report_counts_verdicts_names_processors_and_says_how_to_put_files_b
     assert "2 claims: 1 same digits, 0 within its interval, 1 drift" in shown
     assert str(HERE) in shown
     assert str(THERE) in shown
-    assert "git restore data/results" in shown
+    assert "1 files have changed: data/results/sampling.json; `git restore` does it." in shown
     assert "sampling#k3" in verdicts.failure(report(*Verdict))
 
 

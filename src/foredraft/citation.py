@@ -236,10 +236,10 @@ def _measured(name: str) -> Measured:
 
 def _commit(path: Path) -> Commit | None:
     """The last commit of a file; None without git, or before the file is committed."""
-    told = git.output("log", "-1", "--format=%H %cs", "--", str(path.resolve()))
-    if not told:
+    found = git.output("log", "-1", "--format=%H %cs", "--", str(path.resolve()))
+    if not found:
         return None
-    digest, date = told.split()
+    digest, date = found.split()
     return Commit(
         digest, date, bool(git.output("status", "--porcelain", "--", str(path.resolve())))
     )

@@ -21,7 +21,7 @@ from typing import TypeGuard
 
 from foredraft import digests, git, paths, readme, results
 from foredraft.articles import Article
-from foredraft.files import write_text
+from foredraft.files import digest, write_text
 from foredraft.machine import Processor, this_processor
 from foredraft.outputs import Record
 from foredraft.results import Claim, Findings, Value
@@ -237,8 +237,8 @@ class Run:
                 self.say(f"✓ {self.elapsed}  {slug}  {took}")
             else:
                 self.failed.append(slug)
-                told = _log(slug).read_text(encoding="utf-8", errors="replace").strip()
-                self.say(f"✗ {self.elapsed}  {slug}  {took}\n{told}")
+                log = _log(slug).read_text(encoding="utf-8", errors="replace").strip()
+                self.say(f"✗ {self.elapsed}  {slug}  {took}\n{log}")
 
     def _state(self, waiting: Sequence[Article]) -> str:
         now = time.monotonic()
@@ -284,13 +284,18 @@ def _signals_as_interrupts() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a reproduction came to: every value's verdict, and where both sides were made."""
+    """What a reproduction came to: every value's verdict, and where both sides were made.
+
+    `changed` are the files that are no longer as committed, or as they were without git;
+    `restored_by` says how to put them back.
+    """
 
     compared: Sequence[Compared]
     failed: Sequence[str]
     committed_on: Sequence[str]
     here_on: str
     changed: Sequence[str]
+    restored_by: str
 
     @property
     def reproduced(self) -> bool:
@@ -320,6 +325,7 @@ def reproduce(
     those of the new results.
     """
     before = {each.slug: baseline(each) for each in articles}
+    lying = _written()
     digests.write()
     run = Run(articles, say, jobs)
     run.run()
@@ -335,10 +341,30 @@ def reproduce(
         failed=run.failed,
         committed_on=sorted({str(each.processor) for each in before.values() if each.processor}),
         here_on=str(here),
-        changed=git.changed_files(),
+        changed=git.changed_files() if git.is_repository() else _differing(lying, _written()),
+        restored_by=_restored_by(),
     )
     write_text(paths.BUILD / "reproduction.json", report.to_json())
     return report
+
+
+def _written() -> Mapping[str, str]:
+    """The digests of all files that a reproduction may write."""
+    places = [path for path in paths.written() if path.exists()]
+    folders = [path for path in places if path.is_dir()]
+    files = [path for path in places if path.is_file()]
+    files += [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return {paths.label(path): digest(path) for path in files}
+
+
+def _differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    return sorted(name for name in before | after if before.get(name) != after.get(name))
+
+
+def _restored_by() -> str:
+    if git.is_repository():
+        return f"`git restore {' '.join(map(paths.label, paths.written()))}` puts them back"
+    return "unpacking the archive again puts them back"
 
 
 def _lock(stages: Sequence[str]) -> None:

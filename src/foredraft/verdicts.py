@@ -1,11 +1,13 @@
-"""How the outcome of a reproduction is told: one row per claim, counts, and what is left to do."""
+"""How the outcome of a reproduction is shown: one row per claim, counts, what is left to do."""
 
 from collections.abc import Iterator
 
 from rich.table import Table
 
-from foredraft import paths
 from foredraft.reproduction import Report, Verdict
+
+SHOWN = 5
+"""Changed files that are named."""
 
 MARKS = {Verdict.SAME: "✓", Verdict.WITHIN: "✓", Verdict.DRIFT: "~", Verdict.DIFFERS: "✗"}
 
@@ -24,15 +26,15 @@ def lines(report: Report) -> Iterator[str]:
     """The counts, both processors, and what changed in the repository."""
     for what, claims in (("claims", True), ("other values", False)):
         counts = report.counts(claims=claims)
-        told = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
-        yield f"{sum(counts.values())} {what}: {told}."
+        each = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+        yield f"{sum(counts.values())} {what}: {each}."
     yield f"Committed on: {'; '.join(report.committed_on) or 'not recorded'}."
     yield f"Here on:      {report.here_on}."
     if report.changed:
-        yield (
-            f"{len(report.changed)} files of the repository have changed: `git diff --stat` lists "
-            f"them, `git restore {' '.join(map(paths.label, paths.written()))}` puts them back."
-        )
+        shown = ", ".join(report.changed[:SHOWN]) + ", …" * (len(report.changed) > SHOWN)
+        yield f"{len(report.changed)} files have changed: {shown}; {report.restored_by}."
+    else:
+        yield "No file has changed."
 
 
 def failure(report: Report) -> str:
