@@ -41,7 +41,7 @@ PREVIEW_DOTS_PER_INCH = 96
 
 PALETTES = (16, 32, 64, 128, 256)
 """Sizes of a picture's palette that are tried: the fewer colours, the fewer bytes."""
-FARTHEST, FAR, FEW = 48, 8, 0.005
+FARTHEST, FAR, FEW = 64, 8, 0.005
 """Of 255: no pixel's colour may move by FARTHEST, and only a FEW of them by more than FAR."""
 
 FORMATS = ("png", "svg", "pdf")
@@ -212,14 +212,16 @@ def preview(figure: Figure) -> bytes:
 
 
 def in_few_colours(png: bytes) -> bytes:
-    """Give a PNG the smallest palette in which nobody sees a difference; keep what it says."""
+    """Give a PNG the smallest palette that looks like it, or the largest; keep what it says."""
     written, about = io.BytesIO(), PngInfo()
     with PngImageFile(io.BytesIO(png)) as image:
         for key, text in image.text.items():
             about.add_text(key, text)
         full = image.convert("RGB")
-        tried = (full.quantize(n, dither=Image.Dither.NONE) for n in PALETTES)
-        few = next((each for each in tried if _looks_like(full, each)), full)
+        for colours in PALETTES:
+            few = full.quantize(colours, dither=Image.Dither.NONE)
+            if _looks_like(full, few):
+                break
         few.save(written, "png", optimize=True, pnginfo=about, dpi=image.info["dpi"])
     return written.getvalue()
 

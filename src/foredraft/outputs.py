@@ -145,9 +145,9 @@ class Outputs:
         the processor that it names: it is where these values were first made.
         """
         content = results.checked(self.slug, found, claims)
-        told = write_csv(paths.results(self.slug, "csv"), table)
+        csv = write_csv(paths.results(self.slug, "csv"), table)
         written = write_marked(
-            paths.results(self.slug), self.slug, "results", {"table": told, **content}
+            paths.results(self.slug), self.slug, "results", {"table": csv, **content}
         )
         drawings = write_marked(
             paths.figure_tables(self.slug),
@@ -156,7 +156,7 @@ class Outputs:
             {"figures": self._drawings},
             indent=None,
         )
-        produced = Produced(written.data, told["digest"], drawings.data, dict(self._marks))
+        produced = Produced(written.data, csv["digest"], drawings.data, dict(self._marks))
         behind = {f"#{key}": paths.label(file) for key, file in (recorded or {}).items()}
         record = Record(self.stamp, this_processor(), produced, {**self._recorded, **behind})
         path = paths.record(self.slug)
