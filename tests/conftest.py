@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import typechecks
 from tests.proofs import told
 
+typechecks.install()  # before any test imports the package
 os.environ |= {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
 if not torch.cuda.is_available():
     # Before any test imports Triton, by way of transformers say: kernels are interpreted.
