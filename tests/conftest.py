@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from xdist.remote import Producer
 
-from tests import typechecks
+from tests import schedule, typechecks
 from tests.proofs import told
 
 typechecks.install()  # before any test imports the package
@@ -34,6 +35,16 @@ def accelerators_of_this_file_alone() -> Iterator[None]:
 
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the slowest files begin."""
+    items.sort(key=schedule.place)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> schedule.SlowestFirst:
+    """Let `make test` hand out the tests in that order."""
+    return schedule.SlowestFirst(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
