@@ -1,4 +1,4 @@
-"""Which tests go to one worker together, and which go first: the slowest, so that none is left over.
+"""Which tests go to one worker together, and which go first: the slowest, so that none ends late.
 
 xdist would begin with the files that have the most tests.
 """
