@@ -81,7 +81,7 @@ def compare(committed: Findings, here: Findings, *, same_processor: bool) -> lis
 
     A claim may move by its spread anywhere, and on another kind of processor by its `drift`, or a
     DRIFT of itself if it has neither; a value without a claim by nothing here, and there by what
-    VALUE_DRIFT allows.
+    VALUE_DRIFT allows, or to another text or truth value.
     """
     claims = {claim.key: claim for claim in (*committed.claims, *here.claims)}
     compared = []
@@ -101,7 +101,8 @@ def judge(
     if type(committed) is type(here) and committed == here:
         return Verdict.SAME
     if not (_is_number(committed) and _is_number(here)):
-        return Verdict.DIFFERS
+        follows = claim is None and type(committed) is type(here)  # a text or truth of numbers
+        return Verdict.DRIFT if follows and not same_processor else Verdict.DIFFERS
     before, moved = float(committed), abs(float(here) - float(committed))
     if claim is not None and claim.spread is not None and moved <= claim.spread:
         return Verdict.WITHIN

@@ -37,6 +37,7 @@ from foredraft.experiments.gating_policies import (
     best_of,
     clairvoyant,
     exits,
+    fastest,
     fixed,
     followed,
     gated,
@@ -44,6 +45,7 @@ from foredraft.experiments.gating_policies import (
     matrix,
     numbers,
     played,
+    replayed,
     rounds_of,
     thresholds,
 )
@@ -292,14 +294,17 @@ def by_cost(
     Verification is taken to cost a plain step. All policies are tuned anew for each c.
     """
     rows = []
+    always, doubting = (
+        replayed(tuned_on, policies) for policies in (fixed(params), gated("confidence", params))
+    )
     for cost in shares:
         verify = dict.fromkeys(range(1, params.longest + 1), 1.0)
         by_bytes = Costs(1.0, cost, verify)
         costs = RoundCosts(by_bytes, by_bytes)
-        best = best_of(tuned_on, fixed(params), costs)
+        best = fastest(always, costs)
         candidates = {
             "best fixed length or never": best_of(tuned_on, [Policy("never"), best], costs),
-            "confidence gate": best_of(tuned_on, gated("confidence", params), costs),
+            "confidence gate": fastest(doubting, costs),
             "expected gain": expected_gain(tuned_on, costs, params),
         }
         outcomes = {name: played(judged_on, each, costs) for name, each in candidates.items()}

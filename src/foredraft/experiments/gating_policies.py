@@ -92,6 +92,26 @@ def played(recorded: Script, policy: Policy, costs: RoundCosts) -> Outcome:
     return Outcome.of(rounds, costs.under(policy.stop))
 
 
+def replayed(recorded: Script, policies: Iterable[Policy]) -> list[tuple[Policy, pd.DataFrame]]:
+    """Replay policies that draft, once for all costs: these change no round."""
+    found = []
+    for policy in policies:
+        assert policy.stop is not None, "a policy that drafts"
+        found.append((policy, rounds_of(replay(recorded, policy.gate, policy.stop))))
+    return found
+
+
+def fastest(replays: Iterable[tuple[Policy, pd.DataFrame]], costs: RoundCosts) -> Policy:
+    """Give the replayed policy that takes least time at these costs."""
+
+    def seconds(replay: tuple[Policy, pd.DataFrame]) -> float:
+        policy, rounds = replay
+        assert policy.stop is not None, "a policy that drafts"
+        return float(Outcome.of(rounds, costs.under(policy.stop)).time.sum())
+
+    return min(replays, key=seconds)[0]
+
+
 def rounds_of(trace: Trace) -> pd.DataFrame:
     """Give the rounds after the prefill."""
     table = trace.table()

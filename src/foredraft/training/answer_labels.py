@@ -15,6 +15,8 @@ from transformers import LlavaProcessor
 from trl.chat_template_utils import has_generation_markers, is_chat_template_stop_token_trained
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+NO_LOSS = -100
+"""The label of a token that is not to be learnt."""
 Message = dict[str, Any]
 """A turn: `role`, and `content`, a list of parts with `type` "text" or "image"."""
 

@@ -33,6 +33,7 @@ from foredraft.files import write_text
 from foredraft.models.loading import locate
 from foredraft.training import checkpoint_folder
 from foredraft.training.answer_labels import collator, prepared, token_lengths
+from foredraft.training.answers_only import AnswersOnly, AnswersTrainer
 from foredraft.training.batch_order import batch_order, padding_share
 from foredraft.training.llava_folder import image_tokens, load_llava, load_processor
 from foredraft.training.lora import adapters, four_bit, merged, parts, past_deprecation
@@ -171,7 +172,7 @@ def _trainer(
 ) -> SFTTrainer:
     by_lora = tuning.method == "lora"
     with past_deprecation():
-        trainer = SFTTrainer(
+        trainer = AnswersTrainer(
             model,
             _arguments(tuning, run),
             data_collator=collator(processor),
@@ -182,6 +183,7 @@ def _trainer(
             callbacks=[Milestones()],
         )
     trainer.remove_callback(PrinterCallback)
+    trainer.answers = AnswersOnly(model.model.language_model.layers[-1])
     return trainer
 
 
