@@ -218,10 +218,8 @@ def in_few_colours(png: bytes) -> bytes:
         for key, text in image.text.items():
             about.add_text(key, text)
         full = image.convert("RGB")
-        for colours in PALETTES:
-            few = full.quantize(colours, dither=Image.Dither.NONE)
-            if _looks_like(full, few):
-                break
+        tried = [full.quantize(n, dither=Image.Dither.NONE) for n in PALETTES]
+        few = next((each for each in tried if _looks_like(full, each)), tried[-1])
         few.save(written, "png", optimize=True, pnginfo=about, dpi=image.info["dpi"])
     return written.getvalue()
 

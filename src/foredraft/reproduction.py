@@ -359,7 +359,8 @@ def _written() -> Mapping[str, str]:
 
 
 def _differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    return sorted(name for name in before | after if before.get(name) != after.get(name))
+    names = sorted({*before, *after})
+    return [name for name in names if before.get(name) != after.get(name)]
 
 
 def _restored_by() -> str:
