@@ -276,6 +276,67 @@ def test_a_public_name_counts_as_its_home_however_it_is_imported(package):
     assert "sampling.Sampler" in names(package)
 
 
+def test_names_of_ours_inside_strings_count(package):
+    edit(package, "tools", "FACTOR * shape", "load('python -m foredraft.extra:helper') * shape")
+    edit(package, "shapes", "return helper(pi * self.r)", "return pi")
+    assert "extra.helper" in names(package)
+
+
+def test_a_relative_import_is_refused_since_it_would_not_be_followed(package):
+    edit(package, "tools", "import math\n", "from .extra import helper\n")
+    with pytest.raises(ValueError, match=r"from \.extra import helper.* is relative"):
+        digest(package)
+
+
+def test_what_runs_without_a_type_checker_counts(package):
+    unlike = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    X = 1\nelse:\n    X = 2\n"
+    edit(package, "tools", "import math\n", unlike)
+    edit(package, "tools", "FACTOR * shape", "X * shape")
+    was = digest(package)
+    edit(package, "tools", "X = 2", "X = 3")
+    assert digest(package) != was
+
+
+def test_a_class_reads_the_module_s_name_before_it_binds_its_own(package):
+    edit(
+        package,
+        "shapes",
+        "    def never_called",
+        "    other = staticmethod(other)\n\n    def never_called",
+    )
+    edit(package, "shapes", "        return other()", "        return 0")
+    assert "shapes.other" in names(package)
+
+
+def test_a_module_that_counts_whole_counts_with_what_it_reexports(package):
+    (package / "extra.py").write_text("from foredraft.hidden import helper\n")
+    (package / "hidden.py").write_text("def helper(x):\n    return x\n")
+    edit(package, "tools", "FACTOR * shape", "getattr(extra, 'helper')(1) * shape")
+    edit(package, "shapes", "return helper(pi * self.r)", "return pi")
+    assert "hidden.helper" in names(package)
+
+
+def test_statements_that_act_at_import_change_the_digest_when_they_change_places(package):
+    edit(package, "tools", "UNUSED = 3", "ROWS = []\nROWS.append(1)\nROWS.append(2)")
+    was = digest(package)
+    edit(package, "tools", "ROWS.append(1)\nROWS.append(2)", "ROWS.append(2)\nROWS.append(1)")
+    assert digest(package) != was
+
+
+def test_where_source_is_shown_its_comments_and_docstrings_count(package):
+    edit(package, "tools", "FACTOR * shape", "len(inspect.getsource(unused)) * shape")
+    was = digest(package)
+    edit(package, "shapes", '"""Round."""', '"""Very round."""')
+    assert digest(package) != was
+
+
+def test_an_article_s_digest_covers_what_runs_its_notebook():
+    home = paths.module("foredraft.runner")
+    assert all(
+        any(path == home for path, _ in digests.reached(each).statements) for each in ARTICLES
+    )
+
+
 def test_an_article_reaches_the_class_of_its_parameters_and_not_those_of_others():
     found = digests.reached(ARTICLES[0])
     home = paths.module("foredraft.params")

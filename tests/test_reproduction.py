@@ -66,6 +66,34 @@ def test_a_value_that_was_edited_in_the_checkout_differs_although_the_committed_
     assert found["z"].verdict is Verdict.SAME
 
 
+def test_a_run_cannot_widen_the_interval_by_which_it_is_judged():
+    committed = Findings(article("sampling"), (Claim("a", "a", "a", spread=0.01),), {"a": 1.0})
+    here = Findings(article("sampling"), (Claim("a", "a", "a", spread=10.0),), {"a": 5.0})
+    found = {each.key: each.verdict for each in Baseline(committed, None, HERE).compare(here, HERE)}
+    assert found == {
+        "a": Verdict.DIFFERS,
+        "a@spread": Verdict.DIFFERS,
+        "a@n": Verdict.SAME,
+    }
+
+
+def test_a_table_that_was_edited_differs_although_all_values_agree():
+    made = Baseline(findings(a=1.0), None, HERE, files={"table": ("abc", "edited")})
+    found = {
+        each.key: each.verdict for each in made.compare(findings(a=1.0), HERE, {"table": "abc"})
+    }
+    assert found["table"] is Verdict.DIFFERS
+    same = Baseline(findings(a=1.0), None, HERE, files={"table": ("abc",)})
+    assert {each.verdict for each in same.compare(findings(a=1.0), HERE, {"table": "abc"})} == {
+        Verdict.SAME
+    }
+
+
+def test_without_a_record_the_processor_is_taken_to_be_the_same():
+    made = Baseline(findings(z=10.0), None, None)
+    assert made.compare(findings(z=10.5), THERE)[0].verdict is Verdict.DIFFERS
+
+
 def test_results_that_were_never_committed_have_nothing_to_differ_from():
     assert Baseline(None, None, None).compare(findings(a=1.0), HERE) == []
 

@@ -18,6 +18,9 @@ SECTIONS: Target = ("foredraft.params", "SECTIONS")
 """The table that gives each article the class of its parameters."""
 
 
+RUN: Target = ("foredraft.runner", "run")
+"""What executes a notebook, and decides on its surroundings."""
+
 PAGE: tuple[Target, ...] = (("foredraft.results", "publish"), ("foredraft.readme", "write"))
 """What writes the page of results, whose stage has a line of its own."""
 
@@ -47,9 +50,10 @@ def of_article(article: Article) -> str:
 
 
 def reached(article: Article) -> Reach:
-    """What an article's notebook reaches, the class of its parameters included."""
+    """What an article's notebook reaches, with the class of its parameters and what runs it."""
     library = _library(_state())
-    return _reached((paths.notebook(article.slug),), (_section(library, article.slug),), library)
+    targets = (_section(library, article.slug), RUN)
+    return _reached((paths.notebook(article.slug),), targets, library)
 
 
 @lru_cache(maxsize=64)

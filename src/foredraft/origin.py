@@ -9,6 +9,7 @@ from its first bytes. Files of former versions carry their full stamp themselves
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,6 +24,9 @@ from foredraft.provenance import Mark, Stamp
 
 DESCRIPTION = "{http://purl.org/dc/elements/1.1/}description"
 """The element of an SVG file that holds its stamp."""
+
+PNG_END = b"IEND\xaeB`\x82"
+"""The last chunk of every PNG file, with its checksum."""
 
 SWEEP = "sweep of "
 """How the stamp of a sweep's table and figure begins; an article's slug follows."""
@@ -185,13 +189,15 @@ def _records(path: Path, slugs: list[str]) -> Iterator[Path]:
 
 
 def _require_own_folder(path: Path, mark: Mark) -> None:
-    """Refuse a figure that lies where another article's figures are."""
-    folder = path.resolve().parent
-    owner = next((a for a in ARTICLES if folder == paths.figures(a.slug).resolve()), None)
+    """Refuse a file that lies where, or is called as, another article's is."""
+    folder, name = path.resolve().parent, path.name.partition(".")[0]
+    of_folder = (a for a in ARTICLES if folder == paths.figures(a.slug).resolve())
+    of_name = (a for a in ARTICLES if mark.name in ("results", "figures") and name == a.slug)
+    owner = next(chain(of_folder, of_name), None)
     if owner is not None and owner.slug != mark.article:
         raise ValueError(
             f"{path.name} carries the stamp of the article {mark.article}, but lies among the "
-            f"figures of {owner.slug}: `foredraft run {owner.slug}` writes its own"
+            f"files of {owner.slug}: `foredraft run {owner.slug}` writes its own"
         )
 
 
@@ -215,6 +221,11 @@ def _is_record(path: Path) -> bool:
 
 
 def _png(path: Path) -> str | None:
+    if not path.read_bytes().endswith(PNG_END):
+        raise ValueError(
+            f"{path.name} is not a whole PNG file (its end is missing); `git restore` it, or run "
+            "its article"
+        )
     try:
         with Image.open(path) as image:
             image.load()
@@ -239,7 +250,7 @@ def _keywords(pdf: bytes) -> str | None:
         return None
     controls = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"f": b"\f"}
     raw = re.sub(rb"\\(.)", lambda at: controls.get(at[1], at[1]), found[1], flags=re.DOTALL)
-    return raw.decode("utf-16" if raw.startswith(b"\xfe\xff") else "ascii")
+    return raw.decode("utf-16" if raw.startswith(b"\xfe\xff") else "ascii", errors="replace")
 
 
 def _article(stamp: Stamp) -> Article | None:

@@ -172,10 +172,13 @@ def read_stamp(path: Path) -> Stamp | Mark:
     return Stamp(**found)
 
 
-def parse(text: str) -> Stamp | Mark:
-    """Read what a figure carries: a mark, or the full stamp of a former version."""
-    found = json.loads(text)
-    return Mark(**found) if "data" in found else Stamp(**found)
+def parse(text: str) -> Stamp | Mark | None:
+    """Read what a figure carries: a mark, the full stamp of a former version, or neither."""
+    try:
+        found = json.loads(text)
+        return Mark(**found) if "data" in found else Stamp(**found)
+    except (ValueError, TypeError):
+        return None
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -6,8 +6,12 @@ none of these (calls, loops, functions under a decorator that may register them)
 the module is imported. Where names do not tell, as with `getattr(module, ...)` or a module handed
 on as a value, all of the module counts.
 
-The digest of what is reached holds neither comments nor docstrings nor the names of our modules:
-to move or rename a module changes no digest. An article's results depend on it (`digests`).
+The digest of what is reached holds neither comments nor docstrings, unless the program shows its
+source (`inspect.getsource`), nor the names of our modules: to move or rename one that a notebook
+does not name itself changes no digest. An article's results depend on it (`digests`).
+
+To make an object is taken to do nothing else, in an assignment, a default or a class's body: a
+constructor that registers what it makes would not be seen.
 """
 
 import ast
@@ -54,9 +58,6 @@ PURE_FUNCTIONS = frozenset(
 )
 """Functions, besides classes, that an assignment may call without counting at import."""
 
-ROUNDS = 4
-"""How often a definition's digest takes in those of what it refers to."""
-
 PACKAGE = paths.PACKAGES["foredraft"] / "__init__.py"
 """Where the public names stand."""
 
@@ -100,12 +101,22 @@ class Source:
     """A Python file of ours, parsed: its statements and what its top-level names stand for."""
 
     path: Path
-    tree: ast.Module
+    text: str
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        """Its syntax tree."""
+        return ast.parse(self.text)
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """Its lines, as they are written."""
+        return self.text.splitlines()
 
     @cached_property
     def statements(self) -> list[ast.stmt]:
         """The top-level statements that run, without docstring and imports for a type checker."""
-        body = [each for each in self.tree.body if not _is_for_type_checkers(each)]
+        body = [each for each in self.tree.body if not _is_only_for_type_checkers(each)]
         return body[1:] if body and _is_docstring(body[0]) else body
 
     @cached_property
@@ -167,7 +178,7 @@ class Library:
     def source(self, path: Path) -> Source:
         """Parse a file of ours."""
         if path not in self._sources:
-            self._sources[path] = Source(path, ast.parse(path.read_text(encoding="utf-8")))
+            self._sources[path] = Source(path, path.read_text(encoding="utf-8"))
         return self._sources[path]
 
     def home(self, module: str) -> Path | None:
@@ -193,6 +204,14 @@ class Library:
         bound = read.bindings.get(target[1], ())
         return [(home, each.statement) for each in bound if each.statement is not None]
 
+    def reexported(self, home: Path) -> list[Target]:
+        """What a module that counts whole offers of others: the definitions that it imports."""
+        bound = (each for every in self.source(home).bindings.values() for each in every)
+        found = [self.locate(each.module, (each.attribute,)) for each in bound if each.attribute]
+        if home == PACKAGE:
+            found += [self.locate(module, (name,)) for name, module in homes().items()]
+        return [target for target, _ in found if target is not None and target[1] != WHOLE]
+
     @cached_property
     def registries(self) -> frozenset[Key]:
         """The statements that bind the REGISTRIES."""
@@ -216,6 +235,8 @@ class Library:
         if not names:
             return (module, WHOLE), ()
         first, rest = names[0], names[1:]
+        if f"{module}.{first}" in INSTRUMENTS:
+            return None, names
         if self.home(f"{module}.{first}"):
             return self.locate(f"{module}.{first}", rest)
         if home == PACKAGE and first in homes():  # by its __getattr__, which is always counted
@@ -247,6 +268,7 @@ class _Walk:
 
     library: Library
     loaded: set[Path] = field(default_factory=set)
+    whole: set[Path] = field(default_factory=set)
     found: dict[Key, Normal] = field(default_factory=dict)
     waiting: list[Key] = field(default_factory=list)
 
@@ -261,7 +283,7 @@ class _Walk:
                 self.waiting += [(path, number) for number in read.at_import]
                 waiting += [home for name in read.imports if (home := self.library.home(name))]
                 for name in read.stars:
-                    self.waiting += self.library.defined((name, WHOLE))
+                    self.take((name, WHOLE))
 
     def take(self, target: Target) -> None:
         """Count a definition, or all of a module."""
@@ -269,6 +291,10 @@ class _Walk:
         if home is not None and target not in REGISTRIES:
             self.load(home)
             self.waiting += self.library.defined(target)
+            if target[1] == WHOLE and home not in self.whole:
+                self.whole.add(home)
+                for each in self.library.reexported(home):
+                    self.take(each)
 
     def finish(self) -> None:
         while self.waiting:
@@ -288,7 +314,8 @@ class _Walk:
             key: [(name, self.library.defined((module, name))) for module, name in normal.targets]
             for key, normal in self.found.items()
         }
-        for _ in range(ROUNDS):
+        n_kinds = 0
+        while n_kinds < (n_kinds := len(set(marks.values()))):
             marks = {
                 key: _hash(
                     marks[key],
@@ -299,7 +326,22 @@ class _Walk:
                 )
                 for key in self.found
             }
-        return _hash(*sorted(marks.values()))[:16]
+        in_order = [
+            _hash(*(marks[path, number] for number in numbers if (path, number) in marks))
+            for path in self.loaded
+            if len(numbers := self.library.source(path).at_import) > 1
+        ]
+        shown = [self._as_written(key) for key in self.found] if self._shows_source() else []
+        return _hash(*sorted(marks.values()), *sorted(in_order), *sorted(shown))[:16]
+
+    def _shows_source(self) -> bool:
+        return any("getsource" in normal.text for normal in self.found.values())
+
+    def _as_written(self, key: Key) -> str:
+        """A statement with comments and docstrings, for a program that shows its source."""
+        read = self.library.source(key[0])
+        statement = read.statements[key[1]]
+        return "\n".join(read.lines[statement.lineno - 1 : statement.end_lineno])
 
 
 class _Resolver(ast.NodeTransformer):
@@ -329,9 +371,14 @@ class _Resolver(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        """The name of a module of ours in a string, as `python -m` takes it, counts as its use."""
-        if isinstance(node.value, str) and re.fullmatch(r"foredraft(\.\w+)+", node.value):
-            self.targets.append((node.value, WHOLE))
+        """A module or name of ours in a string, as `python -m` takes it, counts as its use."""
+        text = node.value if isinstance(node.value, str) else ""
+        for named in re.findall(r"foredraft(?:[.:]\w+)+", text):
+            parts = re.split("[.:]", named)
+            known = [n for n in range(1, len(parts) + 1) if self.library.home(".".join(parts[:n]))]
+            module, rest = ".".join(parts[: max(known, default=1)]), parts[max(known, default=1) :]
+            target, _ = self.library.locate(module, tuple(rest))
+            self.targets += [target] if target else []
         return node
 
     def visit_Import(self, node: ast.Import) -> ast.AST | None:
@@ -414,10 +461,13 @@ class _Resolver(ast.NodeTransformer):
 
     def _bindings(self, name: str) -> list[Binding] | None:
         innermost = len(self.scopes) - 1
+        outside = list(self.read.bindings.get(name, ()))
         for depth, (kind, names) in reversed(list(enumerate(self.scopes))):
-            if name in names and (kind == "function" or depth == innermost):
+            if name in names and kind == "function":
                 return names[name]
-        return list(self.read.bindings.get(name, ()))
+            if name in names and depth == innermost:
+                return [*(names[name] or []), *outside]  # a class may read before it binds
+        return outside
 
     def _referring(self, found: list[Binding], names: tuple[str, ...]) -> ast.AST:
         """Note all that a name with its attributes may stand for, and name that in the text."""
@@ -465,6 +515,11 @@ def _bound(statement: ast.stmt, number: int) -> Iterator[tuple[str, Binding]]:
 
 
 def _imported_names(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Binding]]:
+    if isinstance(node, ast.ImportFrom) and node.level:
+        raise ValueError(
+            f"`{ast.unparse(node)}` is relative, and what it reaches is not followed: name the "
+            "module in full"
+        )
     for alias in node.names:
         name = alias.asname or alias.name
         if isinstance(node, ast.ImportFrom):
@@ -499,8 +554,8 @@ def _executed_at_import(statement: ast.stmt) -> Iterator[ast.AST]:
         yield node
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
             continue
-        if not _is_for_type_checkers(node):
-            waiting += ast.iter_child_nodes(node)
+        skipped = node.body if isinstance(node, ast.If) and _is_for_type_checkers(node) else []
+        waiting += (each for each in ast.iter_child_nodes(node) if each not in skipped)
 
 
 def _only_binds(statement: ast.stmt) -> bool:
@@ -537,8 +592,12 @@ def _is_docstring(statement: ast.stmt) -> bool:
     )
 
 
-def _is_for_type_checkers(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+def _is_for_type_checkers(node: ast.If) -> bool:
+    return ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING"
+
+
+def _is_only_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and _is_for_type_checkers(node) and not node.orelse
 
 
 def _arguments(arguments: ast.arguments) -> list[str]:

@@ -11,25 +11,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
-from foredraft import digests, git, paths, readme, results
+from foredraft import digests, git, paths, readme, results, values
 from foredraft.articles import Article
 from foredraft.files import digest, write_text
 from foredraft.machine import Processor, this_processor
 from foredraft.outputs import Record
 from foredraft.results import Claim, Findings, Value
 
+Read = TypeVar("Read")
+
 JOBS = 2
 """Articles at a time: with one thread each, two on two cores take less than one after another."""
 
-LONGEST_FIRST = ("self_speculation", "llava_sft", "bert", "layer_skipping", "confidence_gating")
+LONGEST_FIRST = ("llava_sft", "self_speculation", "bert", "confidence_gating", "layer_skipping")
 """What is started first, so that nothing long is left for the end."""
 
 HEARTBEAT, POLL = 30, 0.2
@@ -38,7 +41,8 @@ HEARTBEAT, POLL = 30, 0.2
 DRIFT = 0.01
 """How far another kind of processor may move a claim that states nothing of it, relatively."""
 VALUE_DRIFT, LEAST_DRIFT = 0.25, 0.02
-"""The same of a value that backs no claim, whose interval is not known: relatively, at least."""
+"""The same of a value that backs no claim, whose interval is not known: relatively; of a small one
+at least as much, but no more than itself."""
 
 
 class Verdict(StrEnum):
@@ -83,10 +87,11 @@ def compare(committed: Findings, here: Findings, *, same_processor: bool) -> lis
     DRIFT of itself if it has neither; a value without a claim by nothing here, and there by what
     VALUE_DRIFT allows, or to another text or truth value.
     """
-    claims = {claim.key: claim for claim in (*committed.claims, *here.claims)}
+    claims = _tolerances(committed, here)
+    old, new = _stated(committed), _stated(here)
     compared = []
-    for key in dict.fromkeys([*claims, *committed.values, *here.values]):
-        before, after, claim = committed.values.get(key), here.values.get(key), claims.get(key)
+    for key in dict.fromkeys([*claims, *old, *new]):
+        before, after, claim = old.get(key), new.get(key), claims.get(key)
         verdict = judge(before, after, claim, same_processor=same_processor)
         text = claim.text if claim else key
         slug = committed.article.slug
@@ -94,11 +99,33 @@ def compare(committed: Findings, here: Findings, *, same_processor: bool) -> lis
     return compared
 
 
+def _tolerances(committed: Findings, here: Findings) -> Mapping[str, Claim]:
+    """The claims of both by their keys: with the committed interval, and the drift of the code."""
+    before = {claim.key: claim for claim in committed.claims}
+    found = {
+        claim.key: replace(claim, spread=before[claim.key].spread) if claim.key in before else claim
+        for claim in here.claims
+    }
+    return {**before, **found}
+
+
+def _stated(findings: Findings) -> dict[str, Value]:
+    """All that an article states: its values, and of each claim its interval, n and the post's."""
+    beside = {
+        f"{claim.key}@{name}": value
+        for claim in findings.claims
+        for name, value in (("spread", claim.spread), ("n", claim.n), ("article", claim.article))
+        if value is not None
+    }
+    return {**findings.values, **beside}
+
+
 def judge(
     committed: Value | None, here: Value | None, claim: Claim | None, *, same_processor: bool
 ) -> Verdict:
     """The verdict on one value: see `compare`."""
-    if type(committed) is type(here) and committed == here:
+    both_numbers = _is_number(committed) and _is_number(here)
+    if committed == here and (both_numbers or type(committed) is type(here)):
         return Verdict.SAME
     if not (_is_number(committed) and _is_number(here)):
         follows = claim is None and type(committed) is type(here)  # a text or truth of numbers
@@ -112,8 +139,10 @@ def judge(
 
 def _drift(claim: Claim | None, before: float) -> float:
     if claim is None:
-        return max(VALUE_DRIFT * abs(before), LEAST_DRIFT)
-    return DRIFT * abs(before) if claim.drift is None else claim.drift
+        return max(VALUE_DRIFT * abs(before), min(LEAST_DRIFT, abs(before)))
+    if claim.drift is not None:
+        return claim.drift
+    return 0.0 if claim.spread is not None else DRIFT * abs(before)
 
 
 def _is_number(value: Value | None) -> TypeGuard[float | int]:
@@ -131,11 +160,24 @@ class Baseline:
     committed: Findings | None
     found: Findings | None
     processor: Processor | None
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def compare(self, here: Findings, processor: Processor) -> list[Compared]:
-        """Compare with both; where they disagree the worse verdict counts."""
-        same = self.processor is not None and self.processor.kind == processor.kind
+    def compare(
+        self, here: Findings, processor: Processor, files: Mapping[str, str] | None = None
+    ) -> list[Compared]:
+        """Compare with both; where they disagree the worse verdict counts.
+
+        `files` are the digests of the table and of what the figures draw.
+        """
+        same = self.processor is None or self.processor.kind == processor.kind
         worst: dict[str, Compared] = {}
+        for name, made in (files or {}).items():
+            for before in self.files.get(name, ()):
+                verdict = judge(before, made, None, same_processor=same)
+                slug = here.article.slug
+                worst[name] = Compared(slug, name, name, before, made, verdict, is_claim=False)
+                if verdict is not Verdict.SAME:
+                    break
         for each in (self.committed, self.found):
             for found in compare(each, here, same_processor=same) if each else ():
                 before = worst.setdefault(found.key, found)
@@ -158,11 +200,39 @@ def baseline(article: Article) -> Baseline:
             write_text(first / "stamp.json", stamp)
             write_text(first / "results.json", committed)
     differs = lying and lying.strip() != committed.strip()
+    record_of = _whole(Record.from_json, stamp, record)
+    kept = [] if record_of is None else [_digests(record_of)]
     return Baseline(
-        committed=results.parse(article, committed) if committed else None,
-        found=results.parse(article, lying) if differs else None,
-        processor=Record.from_json(stamp).processor if stamp else None,
+        committed=_whole(partial(results.parse, article), committed, file),
+        found=_whole(partial(results.parse, article), lying if differs else "", file),
+        processor=record_of.processor if record_of else None,
+        files={
+            name: tuple(dict.fromkeys(each[name] for each in [*kept, _digests_of_files(article)]))
+            for name in (kept[0] if kept else {})
+        },
     )
+
+
+def _whole(read: Callable[[str], Read], text: str, name: str) -> Read | None:
+    """Read a text, if there is one; ValueError, with the file's name, if it is damaged."""
+    try:
+        return read(text) if text else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name} is damaged ({error!r}): `git restore {name}`") from None
+
+
+def _digests(record: Record) -> Mapping[str, str]:
+    return {"table": record.produced.table, "values of the figures": record.produced.drawings}
+
+
+def _digests_of_files(article: Article) -> Mapping[str, str]:
+    """The same of the files that lie in the checkout."""
+    table, drawings = paths.results(article.slug, "csv"), paths.figure_tables(article.slug)
+    if not table.is_file():
+        return {"table": "none", "values of the figures": "none"}
+    content = _whole(json.loads, _text(drawings), paths.label(drawings)) or {}
+    content.pop("stamp", None)
+    return {"table": digest(table), "values of the figures": values.digest(content)}
 
 
 FIRST = paths.CACHE / "reproduction"
@@ -171,10 +241,6 @@ FIRST = paths.CACHE / "reproduction"
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-class Interrupted(RuntimeError):
-    """A reproduction was stopped: articles that were running are lost, the others stand."""
 
 
 @dataclass
@@ -186,11 +252,12 @@ class Run:
     jobs: int = JOBS
     done: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    stopped: str | None = None
     _running: dict[str, tuple["subprocess.Popen[bytes]", float]] = field(default_factory=dict)
     _begun: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
-        """Run all, longest first; Interrupted, which names what is lost, on a signal."""
+        """Run all, longest first; on a signal stop, and say in `stopped` what is lost."""
         waiting = sorted(self.articles, key=_rank)
         said = time.monotonic()
         with _signals_as_interrupts():
@@ -204,7 +271,7 @@ class Run:
                         self.say(f"  {self.elapsed}  {self._state(waiting)}")
                     time.sleep(POLL)
             except KeyboardInterrupt:
-                raise Interrupted(self._stop()) from None
+                self.stopped = self._stop()
 
     @property
     def elapsed(self) -> str:
@@ -276,11 +343,12 @@ def _signals_as_interrupts() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,11 +365,13 @@ class Report:
     here_on: str
     changed: Sequence[str]
     restored_by: str
+    stopped: str | None = None
+    trouble: str | None = None
 
     @property
     def reproduced(self) -> bool:
         """Whether all ran, and nothing differs beyond its interval."""
-        return not self.failed and not self.beyond()
+        return not (self.failed or self.beyond() or self.stopped or self.trouble)
 
     def beyond(self) -> list[Compared]:
         """What differs."""
@@ -322,31 +392,44 @@ def reproduce(
 ) -> Report:
     """Compute articles again, whatever the digests say, and compare with what is committed.
 
-    Interrupted if it is stopped. Afterwards dvc.lock, RESULTS.md and the README's numbers are
-    those of the new results.
+    If it is stopped, what was done until then counts. Afterwards dvc.lock, RESULTS.md and the
+    README's numbers are those of the new results; what hindered that is the report's `trouble`.
     """
     before = {each.slug: baseline(each) for each in articles}
-    lying = _written()
+    lying, edited = _written(), set(git.changed_files())
     digests.write()
     run = Run(articles, say, jobs)
     run.run()
-    readme.write(results.publish())
-    _lock(["code", *run.done, "results"])
     here = this_processor()
     compared: list[Compared] = []
     for each in articles:
         found = results.read(each.slug) if each.slug in run.done else None
-        compared += before[each.slug].compare(found, here) if found else []
+        if found is not None:
+            compared += before[each.slug].compare(found, here, _digests_of_files(each))
+    trouble = _publish(run.done)
+    changed = _differing(lying, _written())
     report = Report(
         compared=compared,
         failed=run.failed,
         committed_on=sorted({str(each.processor) for each in before.values() if each.processor}),
         here_on=str(here),
-        changed=git.changed_files() if git.is_repository() else _differing(lying, _written()),
-        restored_by=_restored_by(),
+        changed=changed,
+        restored_by=_restored_by(changed, edited),
+        stopped=run.stopped,
+        trouble=trouble,
     )
     write_text(paths.BUILD / "reproduction.json", report.to_json())
     return report
+
+
+def _publish(done: Sequence[str]) -> str | None:
+    """Bring pages and dvc.lock up to date; say what hindered it."""
+    try:
+        readme.write(results.publish())
+        _lock(["code", *done, "results"])
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return None
 
 
 def _written() -> Mapping[str, str]:
@@ -363,10 +446,17 @@ def _differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]
     return [name for name in names if before.get(name) != after.get(name)]
 
 
-def _restored_by() -> str:
-    if git.is_repository():
-        return f"`git restore {' '.join(map(paths.label, paths.written()))}` puts them back"
-    return "unpacking the archive again puts them back"
+def _restored_by(changed: Sequence[str], edited: Collection[str]) -> str:
+    """How to put files back, without those that a reader had edited before."""
+    if not git.is_repository():
+        return "unpacking the archive again puts them back"
+    places = [paths.label(path) for path in paths.written()]
+    places = [
+        each
+        for each in places
+        if each not in edited and any(f"{name}/".startswith(f"{each}/") for name in changed)
+    ]
+    return f"`git restore {' '.join(places)}` puts back what was committed"
 
 
 def _lock(stages: Sequence[str]) -> None:

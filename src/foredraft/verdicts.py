@@ -40,6 +40,10 @@ def lines(report: Report) -> Iterator[str]:
 def failure(report: Report) -> str:
     """Why it did not reproduce, in one line."""
     parts = []
+    if report.stopped:
+        parts.append(report.stopped)
+    if report.trouble:
+        parts.append(f"the results are new, but {report.trouble}")
     if report.failed:
         parts.append(f"did not run to the end: {', '.join(report.failed)}")
     if beyond := report.beyond():

@@ -1,4 +1,4 @@
-"""Notes which functions of ours a process and its children run, for `tests/test_reach.py`.
+"""Notes which functions of ours a process and its children run, for `tests/test_notebooks.py`.
 
 Python imports this by itself where the folder is on PYTHONPATH. Each process leaves a file below
 FOREDRAFT_TRACE with a line per function: its file and first line, or 0 for a module's own body.

@@ -23,7 +23,6 @@ from foredraft.decoding.signal import SIGNALS, Signal
 from foredraft.decoding.theory import Costs
 from foredraft.experiments.gating_policies import (
     Policy,
-    best_of,
     followed,
     matrix,
     numbers,
@@ -106,7 +105,8 @@ def expected_gain(
         for (shape, stop), gated in product(shapes, (False, True))  # of equals the simpler
     ]
     never = Policy("expected gain", rule=replace(rule, rate=1.0 / costs.target))
-    return best_of(recorded, [never, *found], costs)
+    idle = float(played(recorded, never, costs).time.sum())
+    return min([(never, idle), *found], key=lambda each: each[1])[0]
 
 
 def _at_its_rate(
@@ -116,21 +116,27 @@ def _at_its_rate(
     stop: FixedLength | None,
     *,
     gated: bool,
-) -> Policy:
-    """Tell the rule the rate that it attains, again and again; `stop` None: with its own exit."""
+) -> tuple[Policy, float]:
+    """Give the rule the rate that it attains until it stays; with the time that it then takes.
+
+    `stop` None: with its own exit. A fixed length that is not gated does not depend on the rate.
+    """
 
     def policy(rule: ExpectedGain) -> Policy:
         gate = rule.gate if gated else None
         stops = stop or rule.exit
         return Policy("expected gain", stops, gate, rule.rate, rule.max_length, rule)
 
-    rate, before = 1.0, 0.0
+    rate, seconds = 1.0, 0.0
     for _ in range(20):
+        rule, before = replace(rule, rate=rate / costs.target), rate
+        outcome = played(recorded, policy(rule), costs)
+        rate, seconds = outcome.speedup(costs).mean, float(outcome.time.sum())
+        if stop is not None and not gated:
+            return policy(replace(rule, rate=rate / costs.target)), seconds
         if abs(rate - before) < 1e-4:
             break
-        rule, before = replace(rule, rate=rate / costs.target), rate
-        rate = played(recorded, policy(rule), costs).speedup(costs).mean
-    return policy(rule)
+    return policy(rule), seconds
 
 
 DRAWN = ("confidence", "entropy")
