@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from foredraft import cli, figures, lock, paths, provenance, results, values
 from foredraft.citation import cite
@@ -441,7 +443,7 @@ def test_a_figure_among_those_of_another_article_is_refused(repository):
     there = repository / "figures" / "bert" / "one.png"
     there.parent.mkdir()
     shutil.copy(repository / PICTURE, there)
-    message = "carries the stamp of the article sampling, but lies among the figures of bert"
+    message = "carries the stamp of the article sampling, but lies among the files of bert"
     with pytest.raises(ValueError, match=message):
         trace(there)
 
@@ -672,3 +674,18 @@ def test_a_claims_numbers_have_macros_of_their_own(outputs):
     assert defined["sampling/entropy.cold@n"] == "5"
     assert defined["sampling/entropy.cold@article"] == "0.1"
     assert "sampling/kind@n" not in defined
+
+
+def test_results_that_are_called_like_another_article_s_are_refused(repository, tmp_path):
+    other = tmp_path / "bert.json"
+    shutil.copy(repository / RESULT, other)
+    with pytest.raises(ValueError, match="sampling, but lies among the files of bert"):
+        trace(other)
+
+
+def test_a_picture_with_a_text_of_somebody_else_s_carries_no_stamp(tmp_path):
+    about = PngInfo()
+    about.add_text("Provenance", "painted by hand")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=about)
+    with pytest.raises(ValueError, match="carries no stamp"):
+        trace(tmp_path / "a.png")

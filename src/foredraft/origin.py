@@ -221,7 +221,7 @@ def _is_record(path: Path) -> bool:
 
 
 def _png(path: Path) -> str | None:
-    if not path.read_bytes().endswith(PNG_END):
+    if PNG_END not in path.read_bytes():
         raise ValueError(
             f"{path.name} is not a whole PNG file (its end is missing); `git restore` it, or run "
             "its article"
