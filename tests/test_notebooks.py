@@ -88,11 +88,16 @@ def traced(folder: Path) -> set[tuple[Path, int]]:
 def test_every_function_that_ran_is_covered_by_the_article_s_digest(article, run):
     """False freshness would be the worst fault of all: what is not covered could change unseen."""
     reached = digests.reached(article)
-    instruments = {paths.module(name) for name in reach.INSTRUMENTS}
+    instruments = [path for name in reach.INSTRUMENTS if (path := paths.module(name))]
+    of_instruments = reach.reach(*instruments)  # what they call while they compute the digest
     ran = {(path, line) for path, line in traced(run / "trace") if path not in instruments}
     assert sum(line > 0 for _, line in ran) > 100, "the tracer has seen the run"
-    functions = [f"{path}:{line}" for path, line in ran if line and not reached.covers(path, line)]
-    assert functions == []
+    uncovered = [
+        f"{path}:{line}"
+        for path, line in ran
+        if line and not reached.covers(path, line) and not of_instruments.covers(path, line)
+    ]
+    assert uncovered == []
     modules = {path for path, line in ran if line == 0}
     assert modules <= reached.modules | {path for path in modules if path.name == "__init__.py"}
 

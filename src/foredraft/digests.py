@@ -21,6 +21,9 @@ SECTIONS: Target = ("foredraft.params", "SECTIONS")
 RUN: Target = ("foredraft.runner", "run")
 """What executes a notebook, and decides on its surroundings."""
 
+ARTICLE: Target = ("foredraft.articles", "Article")
+"""What the list of articles holds, which is not followed itself."""
+
 PAGE: tuple[Target, ...] = (("foredraft.results", "publish"), ("foredraft.readme", "write"))
 """What writes the page of results, whose stage has a line of its own."""
 
@@ -52,7 +55,7 @@ def of_article(article: Article) -> str:
 def reached(article: Article) -> Reach:
     """What an article's notebook reaches, with the class of its parameters and what runs it."""
     library = _library(_state())
-    targets = (_section(library, article.slug), RUN)
+    targets = (_section(library, article.slug), RUN, ARTICLE)
     return _reached((paths.notebook(article.slug),), targets, library)
 
 

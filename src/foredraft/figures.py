@@ -34,9 +34,9 @@ SINGLE = 3.5
 """Inches: one column of a two-column page."""
 DOUBLE = 7.2
 """Inches: the full width of a page."""
-DOTS_PER_INCH = 160
-"""Of a saved picture: 1,152 across a page, half as much again as a column of text on a screen."""
-PREVIEW_DOTS_PER_INCH = 96
+DOTS_PER_INCH = 144
+"""Of a saved picture: 1,036 across a page, more than a column of text on a screen has."""
+PREVIEW_DOTS_PER_INCH = 84
 """Of the picture in a notebook, which links to the saved one."""
 
 PALETTES = (16, 32, 64, 128, 256)

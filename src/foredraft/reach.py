@@ -10,8 +10,8 @@ The digest of what is reached holds neither comments nor docstrings, unless the 
 source (`inspect.getsource`), nor the names of our modules: to move or rename one that a notebook
 does not name itself changes no digest. An article's results depend on it (`digests`).
 
-To make an object is taken to do nothing else, in an assignment, a default or a class's body: a
-constructor that registers what it makes would not be seen.
+To make an object in a default or a class's body is taken to do nothing else: a constructor there
+that registers what it makes would not be seen.
 """
 
 import ast
@@ -54,9 +54,18 @@ PURE_FUNCTIONS = frozenset(
     (
         *("compile", "constexpr", "from_list", "frozenset", "get_args", "isatty", "maketrans"),
         *("range", "replace", "resolve", "round", "sorted", "split", "tuple", "values"),
+        *(
+            "ConfigDict",
+            "Field",
+            "FuncFormatter",
+            "MappingProxyType",
+            "ParamSpec",
+            "Path",
+            "TypeVar",
+        ),
     )
 )
-"""Functions, besides classes, that an assignment may call without counting at import."""
+"""What an assignment may call without counting at import; a class of ours is none of these."""
 
 PACKAGE = paths.PACKAGES["foredraft"] / "__init__.py"
 """Where the public names stand."""
@@ -576,7 +585,7 @@ def _may_act(statement: ast.stmt) -> bool:
     """Check whether an assignment calls a function that may do more than return a value."""
     calls = (node for node in _executed_at_import(statement) if isinstance(node, ast.Call))
     names = (ast.unparse(node.func).rpartition(".")[2] for node in calls)
-    return any(not name[:1].isupper() and name not in PURE_FUNCTIONS for name in names)
+    return any(name not in PURE_FUNCTIONS for name in names)
 
 
 def _decorator(node: ast.expr) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 OTHER_THREADS: set[CodeType] = set()
-SECONDS = 0.5
-PROFILE = cProfile.Profile(builtins=False)
+SECONDS = 2.0
+PROFILE = cProfile.Profile(subcalls=False, builtins=False)
 
 
 def note(frame: FrameType, event: str, argument: object) -> None:
