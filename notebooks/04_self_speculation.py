@@ -216,7 +216,7 @@ display(
 # %%
 found = plan_search.searched(subject, judge, params)
 tried = table(found, params.objective)
-outputs.save(draw.search(tried), "search")
+outputs.save(draw.search(tried), "search", recorded=timed_here.file)
 
 # %%
 top = best(found, params.objective)
@@ -261,7 +261,7 @@ ends.round(3)
 
 # %%
 frequency = experiment.branch_frequency(race)
-outputs.save(draw.frequency(frequency), "frequency")
+outputs.save(draw.frequency(frequency), "frequency", recorded=recorded.file)
 
 # %% [markdown]
 # Where seeds agree, the model speaks; where they do not, branches are interchangeable, or the search has not settled.
@@ -284,7 +284,7 @@ both = bayes.search(
 everything = pd.concat([tried, table(both, "overlap")], ignore_index=True)
 front = table(bayes.pareto([*found, *both], ("-cost", "overlap")), "overlap")
 lines = layer_skipping.level_lines((1.1, 1.25, 1.5))
-outputs.save(draw.trade_off(front, everything, lines), "trade_off")
+outputs.save(draw.trade_off(front, everything, lines), "trade_off", recorded=timed_here.file)
 
 # %% [markdown]
 # ## 7 · When to stop drafting
@@ -295,7 +295,7 @@ outputs.save(draw.trade_off(front, everything, lines), "trade_off")
 # %%
 threshold = experiment.threshold_paths(params.exit_tokens)
 policies = experiment.policies(subject, winner.plan, costs(winner.plan), params)
-outputs.save(draw.controllers(threshold, policies), "controllers")
+outputs.save(draw.controllers(threshold, policies), "controllers", recorded=timed_here.file)
 
 # %%
 moved = threshold.groupby("rule")["threshold"].agg(lambda path: (path - path.iloc[0]).abs().max())
@@ -317,7 +317,7 @@ policies.round(3)
 
 # %%
 verification = experiment.rules(subject, winner.plan, (1, 2, 4, 8), params)
-outputs.save(draw.rules(verification), "rules")
+outputs.save(draw.rules(verification), "rules", recorded=timed_here.file)
 
 # %% [markdown]
 # ## 8 · The clock has the last word

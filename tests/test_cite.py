@@ -26,6 +26,7 @@ VALUES = {"entropy": {"cold": 0.123456789, "hot": 2}, "kind": "50% | more_or_les
 CLAIMS = [Claim("cold", "cold is sharp", "entropy.cold", article=0.1, n=5, spread=0.01)]
 RESULT = "data/results/sampling.json"
 RECORD = "data/results/sampling.stamp.json"
+PAGE = "RESULTS.md"
 RECORDING = "data/recorded/sampling.cpu.json"
 PICTURE, COMPUTED = "figures/sampling/one.png", "figures/sampling/two.png"
 """A figure of the recording, and one of what was computed."""
@@ -96,7 +97,13 @@ def write(found=VALUES, table=TABLE, **params) -> None:
         "params": {"params.yaml": {"sampling": {"seed": 3}}},
         "outs": [{"path": name, "md5": md5(root / name)} for name in (*outs, "figures/sampling")],
     }
-    (root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"sampling": stage}}))
+    (root / PAGE).write_text("all claims")
+    page = {
+        "cmd": "foredraft results",
+        "deps": [{"path": RESULT, "md5": md5(root / RESULT)}],
+        "outs": [{"path": PAGE, "md5": md5(root / PAGE)}],
+    }
+    (root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"sampling": stage, "results": page}}))
 
 
 def commit(root: Path) -> str:
@@ -178,10 +185,11 @@ def test_a_value_is_cited_with_its_claim_and_spread(repository):
         (COMPUTED, False),
         (RESULT, True),
         ("data/results/sampling.csv", True),
+        (PAGE, True),
     ],
 )
 def test_the_recordings_behind_a_number_are_named_and_no_others(repository, target, measured):
-    """Behind a whole file of results are all of its stage."""
+    """Behind a whole file of results are all of its stage, behind the page of claims all of all."""
     found = cite(target)
     assert [each.file for each in found.measured] == [RECORDING] * measured
     assert ("measured   on A Processor, 2 cores, 2026-11-25" in found.provenance()) == measured
@@ -547,7 +555,7 @@ def test_the_command_ends_with_1_for_what_is_outdated(foredraft, repository):
 def test_the_command_ends_with_1_for_a_number_of_an_older_recording(foredraft, repository, form):
     """It cites all the same; what was computed has no recording behind it."""
     (repository / "timed.txt").write_text("2")
-    for target in (f"{RESULT}#entropy.cold", PICTURE):
+    for target in (f"{RESULT}#entropy.cold", PICTURE, PAGE):
         code, out, err = foredraft("cite", target, *form)
         assert code == 1
         assert target in out

@@ -175,7 +175,7 @@ def cite(target: str) -> Citation:
     made = lock.output(path)
     made.require_current()
     file = paths.label(path)
-    record = _record(made)
+    record = _record(made.stage)
     return Citation(
         cited=f"{file}#{key}" if key else file,
         software=yaml.safe_load(paths.CITATION.read_text(encoding="utf-8")),
@@ -206,11 +206,11 @@ def _findings(file: str) -> Findings:
     return found
 
 
-def _record(made: Output) -> Record | None:
-    """The record of the article whose stage made something; None for the page of results."""
-    if made.stage not in {each.slug for each in ARTICLES}:
+def _record(slug: str) -> Record | None:
+    """The committed record of an article; None for the stage of the page of results."""
+    if slug not in {each.slug for each in ARTICLES}:
         return None
-    file = paths.ROOT / paths.label(paths.record(made.stage))
+    file = paths.ROOT / paths.label(paths.record(slug))
     return read_record(file) if file.is_file() else None
 
 
@@ -221,6 +221,9 @@ def _recordings(made: Output, record: Record | None, path: Path, key: str) -> li
         return [file for name, file in behind if f"#{key}.".startswith(f"{name}.")]
     if record is not None and path.parent.name == made.stage:
         return [file for name, file in record.recorded.items() if name == path.stem]
+    if made.stage == "results":
+        records = filter(None, (_record(each.slug) for each in ARTICLES))
+        return sorted({file for each in records for file in each.recorded.values()})
     return [name for name in made.inputs if _is_recording(name)]
 
 

@@ -335,10 +335,11 @@ def cite(
         wanted = [parts[form]] if form else [*parts.values(), citation.provenance()]
         typer.echo("\n\n".join(wanted))
     for each in citation.outdated:
+        slug = Path(each.file).name.partition(".")[0]
         raise RuntimeError(
             f"{each.file} of {each.date} was measured with older sources; {len(each.changed)} have "
             f"changed since, {', '.join(each.changed[:3])} among them: "
-            f"`foredraft record {citation.made.stage}` measures it with those of today"
+            f"`foredraft record {slug}` measures it with those of today"
         )
 
 
