@@ -1,7 +1,5 @@
 """What article 07's figures and their titles say is in their tables, and nothing is left out."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +7,9 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from foredraft import figures, redraw
+from foredraft import figures
 from foredraft.plots import bert as draw
+from tests.redrawn import assert_drawn_again
 
 ARMS = {
     "words": "TF-IDF of words",
@@ -155,10 +154,7 @@ def test_a_figure_and_its_title_lie_within_the_page(name):
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_figure_is_drawn_again_from_what_it_keeps_to_the_same_picture(name):
-    first = DRAWN[name]()
-    again = redraw.draw(first.drawing, json.loads(json.dumps(first.arguments)))
-    assert again.arguments == first.arguments
-    assert figures.preview(again) == figures.preview(first)
+    assert_drawn_again(DRAWN[name]())
 
 
 def test_the_largest_difference_of_each_precision_is_told_with_its_bound():

@@ -1,6 +1,5 @@
 """What article 05's figures and their titles say is in their tables, and nothing is left out."""
 
-import json
 from itertools import product
 
 import numpy as np
@@ -10,8 +9,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from foredraft import figures, redraw
+from foredraft import figures
 from foredraft.plots import confidence_gating as draw
+from tests.redrawn import assert_drawn_again
 
 DRAFTERS, HEATS = tuple(draw.DRAFTERS), (0.0, 1.0)
 GAINS = {
@@ -170,10 +170,7 @@ def test_a_figure_and_its_title_lie_within_the_page(name):
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_figure_is_drawn_again_from_what_it_keeps_to_the_same_picture(name):
-    first = DRAWN[name]()
-    again = redraw.draw(first.drawing, json.loads(json.dumps(first.arguments)))
-    assert again.arguments == first.arguments
-    assert figures.preview(again) == figures.preview(first)
+    assert_drawn_again(DRAWN[name]())
 
 
 def test_confirmed_counts_the_policies_within_two_standard_errors():

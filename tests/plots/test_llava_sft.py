@@ -1,6 +1,5 @@
 """What article 06's figures and their titles say is in their tables, and nothing is left out."""
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +13,10 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from foredraft import figures, redraw
+from foredraft import figures
 from foredraft.plots import llava_sft as draw
 from foredraft.plots import table_pictures as show
+from tests.redrawn import assert_drawn_again
 
 MATHS = "| $x_1 | $y^2 |\n| --- | --- |\n| \\frac | a\\\\b$ |"
 """What would not be drawn as it is if it were taken for mathematics."""
@@ -190,10 +190,7 @@ def test_a_figure_and_its_title_lie_within_the_page(name):
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_figure_is_drawn_again_from_what_it_keeps_to_the_same_picture(name):
-    first = DRAWN[name]()
-    again = redraw.draw(first.drawing, json.loads(json.dumps(first.arguments)))
-    assert again.arguments == first.arguments
-    assert figures.preview(again) == figures.preview(first)
+    assert_drawn_again(DRAWN[name]())
 
 
 def test_each_level_is_a_row_of_pictures_whose_markdown_is_below_them():

@@ -1,6 +1,5 @@
 """Article 04's figures show what their tables say, and their titles as much."""
 
-import json
 import re
 
 import numpy as np
@@ -9,8 +8,9 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from foredraft import figures, redraw
+from foredraft import figures
 from foredraft.plots import self_speculation as draw
+from tests.redrawn import assert_drawn_again
 
 MODELS = ("pocket-llama", "pocket-gemma2", "pocket-gemma2-layerskip")
 N_LAYERS, SEEDS, TRIALS = 12, 5, 40
@@ -200,10 +200,7 @@ def test_a_figure_and_its_title_lie_within_the_page(name):
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_figure_is_drawn_again_from_what_it_keeps_to_the_same_picture(name):
-    first = DRAWN[name]()
-    again = redraw.draw(first.drawing, json.loads(json.dumps(first.arguments)))
-    assert again.arguments == first.arguments
-    assert figures.preview(again) == figures.preview(first)
+    assert_drawn_again(DRAWN[name]())
 
 
 def test_the_articles_run_lies_on_the_line_of_its_acceptance():

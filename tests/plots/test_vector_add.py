@@ -1,13 +1,12 @@
 """What article 08's figures and their titles say is in their tables."""
 
-import json
-
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from foredraft import figures, redraw
+from foredraft import figures
 from foredraft.plots import vector_add as draw
+from tests.redrawn import assert_drawn_again
 
 CARDS = ("A100", "H100")
 
@@ -135,10 +134,7 @@ def test_a_figure_and_its_title_lie_within_the_page(name):
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_figure_is_drawn_again_from_what_it_keeps_to_the_same_picture(name):
-    first = DRAWN[name]()
-    again = redraw.draw(first.drawing, json.loads(json.dumps(first.arguments)))
-    assert again.arguments == first.arguments
-    assert figures.preview(again) == figures.preview(first)
+    assert_drawn_again(DRAWN[name]())
 
 
 @pytest.mark.parametrize(
