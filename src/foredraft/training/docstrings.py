@@ -95,7 +95,9 @@ def docstrings(document: Document) -> Iterator[Docstring]:
 
 def load_docstrings() -> Docstrings:
     """Read the splits of the installed packages, or what this code read before from that text."""
-    key = hashlib.sha256(Path(__file__).read_bytes())
+    source = paths.module(__name__)
+    assert source is not None
+    key = hashlib.sha256(source.read_bytes())
     for row in manifest():
         key.update(row.sha256.encode())
     folder = paths.token_streams(key.hexdigest()[:16])
