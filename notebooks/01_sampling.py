@@ -27,7 +27,7 @@
 # ([2202.00666](https://arxiv.org/abs/2202.00666)).
 #
 # *Needs*: nothing but this repository: no network, no GPU. *Takes*: about a minute on two cores.
-# *The code*: `foredraft.sampling` (the sampler), `foredraft.experiments.sampling` (the tables below).
+# *The code*: `foredraft.sampling` (the sampler), `foredraft.articles.sampling.experiment` (the tables below).
 # Speculative decoding, from article 02 on, promises to keep this law exactly, so it has to be nailed
 # down first.
 
@@ -48,13 +48,16 @@ import torch
 from IPython.display import Markdown, display
 
 import foredraft as fd
-from foredraft import paths, recording, results
-from foredraft.experiments import sampling as experiment
-from foredraft.live import steps
-from foredraft.outputs import Outputs
-from foredraft.panel import Panel, Slider
-from foredraft.params import load as load_params
-from foredraft.plots import sampling as draw
+from foredraft import paths
+from foredraft.analysis.nine_words import NINE_LOGITS, NINE_WORDS
+from foredraft.articles.outputs import Outputs
+from foredraft.articles.sampling import experiment
+from foredraft.articles.sampling import plots as draw
+from foredraft.repro import claims as results
+from foredraft.repro import recording
+from foredraft.repro.live import steps
+from foredraft.repro.params import load as load_params
+from foredraft.viz.panel import Panel, Slider
 
 overrides = {
     "profile": profile,
@@ -83,7 +86,7 @@ outputs = Outputs(
 # the …* and gives these nine words a logit each.
 
 # %%
-words = pd.Series(experiment.NINE_LOGITS, index=experiment.NINE_WORDS, name="logit")
+words = pd.Series(NINE_LOGITS, index=NINE_WORDS, name="logit")
 nine = torch.tensor(words.to_numpy(), dtype=torch.float64)
 words.to_frame().T
 

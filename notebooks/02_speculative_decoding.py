@@ -50,15 +50,19 @@ import torch
 from IPython.display import Markdown, display
 
 import foredraft as fd
-from foredraft import paths, recording, results
+from foredraft import paths
+from foredraft.analysis.acceptance import acceptance_by_position, acceptance_rate, tokens_per_pass
+from foredraft.analysis.speedup_lines import what_if
+from foredraft.analysis.statistics import ratios
+from foredraft.articles.outputs import Outputs
+from foredraft.articles.speculative_decoding import experiment, nine_words
+from foredraft.articles.speculative_decoding import plots as draw
 from foredraft.decoding import theory
-from foredraft.experiments import nine_words
-from foredraft.experiments import speculative_decoding as experiment
-from foredraft.live import steps
-from foredraft.outputs import Outputs
-from foredraft.panel import Panel, Slider
-from foredraft.params import load as load_params
-from foredraft.plots import speculative_decoding as draw
+from foredraft.repro import claims as results
+from foredraft.repro import recording
+from foredraft.repro.live import steps
+from foredraft.repro.params import load as load_params
+from foredraft.viz.panel import Panel, Slider
 
 overrides = {
     "profile": profile,
@@ -226,8 +230,8 @@ display(
 
 # %%
 run = experiment.speculate(pair, prompts, params)
-overall = experiment.acceptance(run.rounds)
-per_pass = experiment.tokens_per_pass(run.rounds)
+overall = acceptance_rate(run.rounds)
+per_pass = tokens_per_pass(run.rounds)
 display(
     Markdown(
         f"At γ = {params.length} and temperature {params.temperature:g}, "
@@ -246,7 +250,7 @@ by_heat = [
 ]
 heat_rounds = pd.concat([each.rounds for each in by_heat])
 coldest = heat_rounds[heat_rounds.temperature == min(params.temperatures)]
-experiment.acceptance(heat_rounds, "temperature").round(3)
+acceptance_rate(heat_rounds, "temperature").round(3)
 
 # %% [markdown]
 # Beside the measured acceptance stands what the models' distributions say along the same texts: β = Σ
@@ -259,9 +263,9 @@ along = pd.concat(
 )
 heat = pd.concat(
     [
-        experiment.acceptance(heat_rounds, "temperature"),
+        acceptance_rate(heat_rounds, "temperature"),
         *(
-            experiment.ratios(along, ["temperature"], measure, "one").assign(measure=measure)
+            ratios(along, ["temperature"], measure, "one").assign(measure=measure)
             for measure in ("overlap", "favourite")
         ),
     ]
@@ -275,8 +279,8 @@ by_length = [
 ]
 length_rounds = pd.concat([each.rounds for each in by_length])
 long_rounds = length_rounds[length_rounds.length == max(params.lengths)]
-position = experiment.by_position(long_rounds)
-kinds = experiment.acceptance(run.rounds, "kind")
+position = acceptance_by_position(long_rounds)
+kinds = acceptance_rate(run.rounds, "kind")
 figure = draw.acceptance(position, kinds, heat)
 outputs.save(figure, "acceptance")
 
@@ -329,8 +333,8 @@ display(
 # %%
 rules = experiment.rules_compared(pair, run, params)
 assert (rules["gain"] > -1e-9).all()
-gain = experiment.ratios(rules, ["length"], "gain", "one")
-share = experiment.ratios(rules, ["length"], "gain", "token")
+gain = ratios(rules, ["length"], "gain", "one")
+share = ratios(rules, ["length"], "gain", "token")
 most = share.set_index("length").loc[max(params.lengths)]
 display(
     Markdown(
@@ -373,7 +377,7 @@ outputs.save(draw.surface(surface, points), "surface", recorded=recorded.file)
 
 # %%
 def choice(acceptance, cost, length):
-    return draw.choice(surface, experiment.what_if([acceptance], cost, longest=16), length)
+    return draw.choice(surface, what_if([acceptance], cost, longest=16), length)
 
 
 shares = [n / 50 for n in range(1, 50)]
@@ -388,7 +392,7 @@ outputs.save(choice_panel, "choice", recorded=recorded.file)
 
 # %%
 best, cheaper, nearer = (
-    experiment.what_if([a], c, longest=40).set_index("length").speedup
+    what_if([a], c, longest=40).set_index("length").speedup
     for a, c in ((alpha, cost), (alpha, cost / 2), (min(1.0, alpha + 0.1), cost))
 )
 gaining = best.index[best > 1]
@@ -485,8 +489,8 @@ table = pd.concat(
 singles = {
     "acceptance": overall,
     "tokens_per_pass": per_pass,
-    "overlap": experiment.ratios(beta, [], "overlap", "one"),
-    "coldest": experiment.acceptance(coldest),
+    "overlap": ratios(beta, [], "overlap", "one"),
+    "coldest": acceptance_rate(coldest),
     "block": gain.tail(1),
     "kinds": kinds,
 }

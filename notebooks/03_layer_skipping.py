@@ -24,8 +24,8 @@
 # rule is that of article 02 ([2211.17192](https://arxiv.org/abs/2211.17192)).
 #
 # *Needs*: nothing but this repository. *Takes*: about two minutes on two cores. *The code*:
-# `foredraft.models.skip` (the plan), `foredraft.decoding.self_draft` (the draft), `foredraft.training.layerskip`
-# (the training); the tables below are made in `foredraft.experiments.layer_skipping`.
+# `foredraft.models.skip` (the plan), `foredraft.decoding.self_draft` (the draft), `foredraft.training.decoder.layerskip`
+# (the training); the tables below are made in `foredraft.articles.layer_skipping.experiment`.
 
 # %% tags=["parameters"]
 profile = None  # "pocket", "smoke"; None: what params.yaml says
@@ -49,15 +49,19 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 import foredraft as fd
-from foredraft import paths, recording, results
-from foredraft.experiments import layer_skipping as experiment
-from foredraft.experiments.speculative_decoding import ratios, what_if
-from foredraft.live import steps
+from foredraft import paths
+from foredraft.analysis.published import PUBLISHED, published, shares
+from foredraft.analysis.speedup_lines import level_lines, what_if
+from foredraft.analysis.statistics import ratios
+from foredraft.articles.layer_skipping import experiment
+from foredraft.articles.layer_skipping import plots as draw
+from foredraft.articles.outputs import Outputs
 from foredraft.models.skip import Parts
-from foredraft.outputs import Outputs
-from foredraft.panel import Panel, Slider, Switches
-from foredraft.params import load as load_params
-from foredraft.plots import layer_skipping as draw
+from foredraft.repro import claims as results
+from foredraft.repro import recording
+from foredraft.repro.live import steps
+from foredraft.repro.params import load as load_params
+from foredraft.viz.panel import Panel, Slider, Switches
 
 overrides = {
     "profile": profile,
@@ -270,7 +274,7 @@ best[["model", "family", "name", "branches", "cost", "overlap", "gain"]].round(3
 
 # %%
 timed = experiment.measured_costs(arms)
-figure = draw.plane(plans, experiment.level_lines(draw.GAINS), timed)
+figure = draw.plane(plans, level_lines(draw.GAINS), timed)
 outputs.save(figure, "plane", recorded=recorded.file)
 
 # %% [markdown]
@@ -484,9 +488,9 @@ few_layers.round(3)
 # least c there is.
 
 # %%
-configs = {name: experiment.published(name) for name in experiment.PUBLISHED}
+configs = {name: published(name) for name in PUBLISHED}
 configs[base] = one.decoder.config
-share = experiment.shares(configs)
+share = shares(configs)
 share.pivot_table(index="model", columns="part", values="share").round(3)
 
 # %%

@@ -50,14 +50,16 @@ from IPython.display import Markdown, display
 from scipy import stats
 
 import foredraft as fd
-from foredraft import paths, recording, results
-from foredraft.experiments import layer_skipping, plan_search
-from foredraft.experiments import self_speculation as experiment
-from foredraft.live import counter
-from foredraft.outputs import Outputs
-from foredraft.params import load as load_params
-from foredraft.plots import self_speculation as draw
-from foredraft.search import bayes
+from foredraft import paths
+from foredraft.analysis.speedup_lines import level_lines
+from foredraft.articles.outputs import Outputs
+from foredraft.articles.self_speculation import experiment
+from foredraft.articles.self_speculation import plots as draw
+from foredraft.repro import claims as results
+from foredraft.repro import recording
+from foredraft.repro.live import counter
+from foredraft.repro.params import load as load_params
+from foredraft.search import bayes, find
 from foredraft.search.space import Space
 from foredraft.search.trial import best, table
 
@@ -138,7 +140,7 @@ display(
 #
 # * **The k-th token of a draft sees other keys and values than the first.** Behind the verified text, which the whole
 #   model has read, stand those that the draft itself has made. So there is one pass for each place in a draft, and the k-th
-#   reads every token of the text as the k-th of a draft (`search/rehearsal.py` has the picture).
+#   reads every token of the text as the k-th of a draft (`search/teacher_forced.py` has the picture).
 # * **Rounds do not start anywhere with the same chance.** After a rejection a new one starts where drafts are bad. r_a, the
 #   chance that a round starts after token a, follows from those before it; tokens a round are N ÷ Σ r_a.
 # * **The last factor can be averaged.** What is expected of a draft that has come to its k-th token is β = Σ min(p, q),
@@ -147,9 +149,9 @@ display(
 # On tiny models this is tested against enumeration: all texts, all drafts, all coins, to 1e-10.
 
 # %%
-subject = plan_search.chosen(params.model, params)
-costs = plan_search.costs(subject, timed_here.table, params.temperature, params.longest)
-judge = plan_search.objective(subject, params, costs, temperature=params.temperature)
+subject = find.chosen(params.model, params)
+costs = find.costs(subject, timed_here.table, params.temperature, params.longest)
+judge = find.objective(subject, params, costs, temperature=params.temperature)
 half = fd.SkipPlan.early_exit(subject.decoder.config.n_layers // 2, subject.decoder.config.n_layers)
 foretold = judge.predict(half)
 pd.Series({name: f"{each.mean:.3f} ± {each.sem:.3f}" for name, each in foretold.metrics().items()})
@@ -167,7 +169,7 @@ pd.Series({name: f"{each.mean:.3f} ± {each.sem:.3f}" for name, each in foretold
 
 # %%
 heats = (0.0, params.temperature or 1.0)
-pair = [plan_search.chosen(name, params, "float32") for name in params.models[:2]]
+pair = [find.chosen(name, params, "float32") for name in params.models[:2]]
 check = pd.concat(
     [experiment.checked(each, params, temperature=heat) for heat in heats for each in pair],
     ignore_index=True,
@@ -214,7 +216,7 @@ display(
 # at random, then whatever a Gaussian process over the branches thinks most promising.
 
 # %%
-found = plan_search.searched(subject, judge, params)
+found = find.searched(subject, judge, params)
 tried = table(found, params.objective)
 outputs.save(draw.search(tried), "search", recorded=timed_here.file)
 
@@ -283,7 +285,7 @@ both = bayes.search(
 )
 everything = pd.concat([tried, table(both, "overlap")], ignore_index=True)
 front = table(bayes.pareto([*found, *both], ("-cost", "overlap")), "overlap")
-lines = layer_skipping.level_lines((1.1, 1.25, 1.5))
+lines = level_lines((1.1, 1.25, 1.5))
 outputs.save(draw.trade_off(front, everything, lines), "trade_off", recorded=timed_here.file)
 
 # %% [markdown]

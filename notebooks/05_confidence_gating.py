@@ -48,16 +48,18 @@ import torch
 from IPython.display import Markdown, display
 
 import foredraft as fd
-from foredraft import paths, recording, results
-from foredraft.experiments import confidence_gating as experiment
-from foredraft.experiments.gating_chances import firsts
-from foredraft.experiments.gating_policies import article
-from foredraft.experiments.gating_race import gating_benchmark, known_costs
-from foredraft.live import steps
-from foredraft.outputs import Outputs
-from foredraft.panel import Panel, Slider
-from foredraft.params import load as load_params
-from foredraft.plots import confidence_gating as draw
+from foredraft import paths
+from foredraft.articles.confidence_gating import experiment
+from foredraft.articles.confidence_gating import plots as draw
+from foredraft.articles.confidence_gating.calibration import firsts
+from foredraft.articles.confidence_gating.policies import article
+from foredraft.articles.confidence_gating.recording import gating_benchmark, known_costs
+from foredraft.articles.outputs import Outputs
+from foredraft.repro import claims as results
+from foredraft.repro import recording
+from foredraft.repro.live import steps
+from foredraft.repro.params import load as load_params
+from foredraft.viz.panel import Panel, Slider
 
 overrides = {
     "profile": profile,

@@ -22,7 +22,7 @@
 # to be turned into Markdown. Here is the recipe as it is written today, and the task, judged on tables that the model has not seen.
 #
 # *Needs*: nothing but this repository. *Takes*: about nine minutes on two cores. *The code*: `foredraft.training` (`tables`, `conversations`, `answer_labels`, `sft`,
-# `answering`, `table_scores`); the tables below are made in `foredraft.experiments.llava_sft`.
+# `answering`, `table_scores`); the tables below are made in `foredraft.articles.llava_sft.experiment`.
 
 # %% tags=["parameters"]
 profile = None  # "pocket", "smoke", "llava15"; None: what params.yaml says
@@ -42,13 +42,15 @@ seed = None
 import pandas as pd
 from IPython.display import Markdown, display
 
-from foredraft import paths, recording, results
-from foredraft.experiments import llava_sft as experiment
-from foredraft.live import counter
-from foredraft.outputs import Outputs
-from foredraft.params import load as load_params
-from foredraft.plots import llava_sft as draw
-from foredraft.plots import table_pictures as show
+from foredraft import paths
+from foredraft.articles.llava_sft import experiment
+from foredraft.articles.llava_sft import plots as draw
+from foredraft.articles.llava_sft import table_plots as show
+from foredraft.articles.outputs import Outputs
+from foredraft.repro import claims as results
+from foredraft.repro import recording
+from foredraft.repro.live import counter
+from foredraft.repro.params import load as load_params
 
 overrides = {
     "profile": profile,

@@ -43,20 +43,19 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from foredraft import live, paths, recording, results
-from foredraft.experiments import bert as experiment
-from foredraft.experiments import bert_learning as learning
-from foredraft.experiments import bert_masking as masking
-from foredraft.experiments import bert_parity as parity
-from foredraft.experiments import bert_search as searching
-from foredraft.models import bert as parts
-from foredraft.models.fused import ActivatedLinear, ResidualLinear
-from foredraft.outputs import Outputs
-from foredraft.params import load as load_params
-from foredraft.plots import bert as draw
-from foredraft.training.docstrings import load_docstrings
-from foredraft.training.pocket_bert import evaluated
-from foredraft.training.wordpiece import read_wordpiece
+from foredraft import paths
+from foredraft.articles.bert import experiment, learning, masking, parity
+from foredraft.articles.bert import plots as draw
+from foredraft.articles.bert import retrieval as searching
+from foredraft.articles.outputs import Outputs
+from foredraft.models.bert import model as parts
+from foredraft.models.bert.fused import ActivatedLinear, ResidualLinear
+from foredraft.repro import claims as results
+from foredraft.repro import live, recording
+from foredraft.repro.params import load as load_params
+from foredraft.training.bert.docstrings import load_docstrings
+from foredraft.training.bert.ship import evaluated
+from foredraft.training.bert.wordpiece import read_wordpiece
 
 overrides = {
     "profile": profile,

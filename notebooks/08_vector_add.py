@@ -21,7 +21,7 @@
 # The article writes a first [Triton](https://github.com/triton-lang/triton) kernel, the addition of two vectors. Here it is taken apart: what an instance of it does, where it goes wrong, what the compiler makes of it; then
 # the same for kernels that decoding uses: residual-add and RMSNorm ([1910.07467](https://arxiv.org/abs/1910.07467)), gated linear units ([2002.05202](https://arxiv.org/abs/2002.05202)), attention over the cache, sampling, verification of drafts.
 #
-# *Needs*: nothing but this repository; no GPU. *Takes*: about a minute on two cores. *The code*: `foredraft.kernels` (one file a kernel: kernel, wrapper, reference, bytes), `foredraft.experiments.vector_add` (the tables below).
+# *Needs*: nothing but this repository; no GPU. *Takes*: about a minute on two cores. *The code*: `foredraft.kernels` (one file a kernel: kernel, wrapper, reference, bytes), `foredraft.articles.vector_add.experiment` (the tables below).
 #
 # **Times are not measured here.** No GPU was at hand when this was written. On a CPU the very same source is *interpreted*, which shows that it is right and nothing about its speed; and it is *compiled* for cards that are
 # not here, which shows what they would run. What a kernel is worth only a clock can say: `foredraft record vector_add --device cuda` takes the times, and this notebook draws them where they have been recorded.
@@ -42,12 +42,14 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from foredraft import paths, recording, results
-from foredraft.experiments import vector_add as experiment
+from foredraft import paths
+from foredraft.articles.outputs import Outputs
+from foredraft.articles.vector_add import experiment
+from foredraft.articles.vector_add import plots as draw
 from foredraft.kernels.vector_add import Launch, bytes_moved, reference, vector_add
-from foredraft.outputs import Outputs
-from foredraft.params import load as load_params
-from foredraft.plots import vector_add as draw
+from foredraft.repro import claims as results
+from foredraft.repro import recording
+from foredraft.repro.params import load as load_params
 
 overrides = {
     "profile": profile,

@@ -10,8 +10,8 @@ import links
 import nbformat
 
 from foredraft import paths
-from foredraft.articles import Article
 from foredraft.files import write_bytes
+from foredraft.registry import Article
 
 SAVED = re.compile(r"\[\w+\.png\]\(\.\./(?P<file>\w+/\w+\.png)\)")
 """What an executed notebook has below the small picture of a figure: a link to the saved one."""

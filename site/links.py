@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 
 from foredraft import paths
-from foredraft.articles import ARTICLES
+from foredraft.registry import ARTICLES
 
 SCHEME = "repo"
 """`repo:figures/x.png` is a file that lies on the site as it lies in the repository."""

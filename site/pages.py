@@ -8,10 +8,11 @@ import articles
 import links
 import reference
 
-from foredraft import paths, results
-from foredraft.articles import ARTICLES, Article
+from foredraft import paths
 from foredraft.files import write_text
-from foredraft.results import Claim, Findings
+from foredraft.registry import ARTICLES, Article
+from foredraft.repro import claims
+from foredraft.repro.claims import Claim, Findings
 
 IMAGE = re.compile(rf"!\[([^\]]*)\]\({links.SCHEME}:(\S+)\.png\)")
 LANGUAGES = {".yaml": "yaml", ".cff": "yaml", ".json": "json"}
@@ -35,7 +36,7 @@ def files(folder: Path) -> None:
 
 def pages(site: Path) -> dict[str, str]:
     """Every page by its name; the pictures of the articles are written beside them."""
-    found, cards = results.findings(), sorted(paths.MODELS.glob("*/README.md"))
+    found, cards = claims.findings(), sorted(paths.MODELS.glob("*/README.md"))
     shown: set[str] = set()
 
     def markdown(path: Path) -> str:
@@ -140,9 +141,9 @@ def _heading(article: Article) -> str:
 
 
 def _claim(found: Findings, claim: Claim) -> str:
-    ours = results.ours(claim, found.values)
+    ours = claims.ours(claim, found.values)
     value = f"[{ours}]({links.value(found.article.slug, claim.key)})"
-    return f"| {_cell(claim.text)} | {results.shown(claim.article)} | {value} | {claim.n} |"
+    return f"| {_cell(claim.text)} | {claims.shown(claim.article)} | {value} | {claim.n} |"
 
 
 def _cell(text: str) -> str:

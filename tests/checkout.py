@@ -39,7 +39,7 @@ from pathlib import Path
 import pandas as pd
 
 from foredraft import params, paths, results
-from foredraft.outputs import Outputs
+from foredraft.articles.outputs import Outputs
 
 # %%
 given = {"profile": profile, "length": length, "temperature": temperature, "seed": seed}

@@ -4,7 +4,8 @@ import json
 
 from matplotlib.figure import Figure
 
-from foredraft import figures, redraw
+from foredraft.articles import redraw
+from foredraft.viz import figures
 
 
 def assert_drawn_again(first: Figure) -> None:

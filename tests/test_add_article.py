@@ -144,7 +144,7 @@ def test_its_value_can_be_cited(followed):
 
 
 def test_its_code_is_as_the_linters_want_it(followed):
-    files = [*ARTICLE, "src/foredraft/articles.py", "src/foredraft/params.py"]
+    files = [*ARTICLE, "src/foredraft/registry.py", "src/foredraft/repro/params.py"]
     shutil.copy(paths.ROOT / "pyproject.toml", followed.root)
     for words in (("check",), ("format", "--check")):
         code, out, err = followed.run("ruff", *words, *files)

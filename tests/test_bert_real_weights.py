@@ -17,9 +17,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import foredraft as fd
 from foredraft import paths
-from foredraft.models import bert_weights
-from foredraft.models.bert_weights import MINILM, minilm
-from foredraft.models.padding import mean_pool
+from foredraft.models.bert import weights
+from foredraft.models.bert.padding import mean_pool
+from foredraft.models.bert.weights import MINILM, minilm
 
 real_weights = pytest.mark.skipif(
     find_spec(MINILM) is None,
@@ -108,7 +108,7 @@ def test_the_weights_come_back_from_a_folder_as_they_were(tmp_path: Path):
 
 
 def test_without_the_package_the_remedy_is_told(monkeypatch):
-    monkeypatch.setattr(bert_weights, "MINILM", "no_such_package")
+    monkeypatch.setattr(weights, "MINILM", "no_such_package")
     with pytest.raises(ValueError, match=r"no_such_package.*make setup"):
         minilm()
 

@@ -18,17 +18,20 @@ from rich.console import Console
 from rich.text import Text
 
 import foredraft as fd
-from foredraft import cli, params, paths, recording, results, runner
-from foredraft.articles import ARTICLES
+from foredraft import paths
+from foredraft.analysis.statistics import Estimate
+from foredraft.articles.outputs import Outputs
 from foredraft.benchmarks import roofline
-from foredraft.experiments import plan_search
-from foredraft.experiments.plan_search import Candidate, Found
+from foredraft.cli import app
 from foredraft.models.loading import pocket_models
 from foredraft.models.skip import PublishedPlan, SkipPlan
-from foredraft.outputs import Outputs
+from foredraft.registry import ARTICLES
+from foredraft.repro import claims, notebooks, params, recording
+from foredraft.search import find as plan_search
 from foredraft.search.engines import Ray
-from foredraft.search.objective import Prediction
-from foredraft.search.trial import Estimate, Trial
+from foredraft.search.find import Candidate, Found
+from foredraft.search.predict import Prediction
+from foredraft.search.trial import Trial
 from tests.decoding.conftest import tiny
 
 
@@ -39,7 +42,7 @@ def foredraft(monkeypatch, capsys):
     def call(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["foredraft", *words])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            app.main()
         out, err = capsys.readouterr()
         return int(left.value.code or 0), out, err
 
@@ -54,7 +57,7 @@ def ran(monkeypatch):
     def run(slug, overrides, *, out=None):
         calls.append((slug, overrides, out))
 
-    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(notebooks, "run", run)
     return calls
 
 
@@ -147,16 +150,16 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(foredraft, ran, words, t
 
 def test_a_failed_notebook_is_told_and_exit_code_1(foredraft, monkeypatch):
     def fail(*args, **options):
-        raise runner.NotebookError("sampling: cell 3 failed [oh]")
+        raise notebooks.NotebookError("sampling: cell 3 failed [oh]")
 
-    monkeypatch.setattr(runner, "run", fail)
+    monkeypatch.setattr(notebooks, "run", fail)
     code, _, err = foredraft("run", "sampling")
     assert code == 1
     assert "error: sampling: cell 3 failed [oh]" in err
 
 
 def test_results_are_written_and_shown(foredraft, outputs):
-    claim = results.Claim("a", "a claim", "x", article=1, n=3, spread=0.5)
+    claim = claims.Claim("a", "a claim", "x", article=1, n=3, spread=0.5)
     Outputs("sampling", {}).finish(pd.DataFrame({"x": [2.5]}), {"x": 2.5}, [claim])
     code, out, _ = foredraft("results")
     assert code == 0
@@ -166,7 +169,7 @@ def test_results_are_written_and_shown(foredraft, outputs):
 
 
 def test_results_and_models_are_told_in_json_too(foredraft, outputs, tmp_path, monkeypatch):
-    claim = results.Claim("a", "a claim", "x", article=1, n=3, spread=0.5)
+    claim = claims.Claim("a", "a claim", "x", article=1, n=3, spread=0.5)
     Outputs("sampling", {}).finish(pd.DataFrame({"x": [2.5]}), {"x": 2.5}, [claim])
     (told,) = json.loads(foredraft("results", "--json")[1])
     assert told["file"] == "data/results/sampling.json"
@@ -212,7 +215,7 @@ def test_a_benchmark_is_shown_or_recorded(foredraft, tmp_path, monkeypatch):
     row = {"what": "top-k", **spread, "n": 5}
     table = pd.DataFrame([row])
     measures = {("sampling", "cpu"): lambda: table}
-    monkeypatch.setattr(cli, "_benchmarks", lambda *_: measures)
+    monkeypatch.setattr(app, "_benchmarks", lambda *_: measures)
     monkeypatch.setattr(paths, "RECORDED", tmp_path)
     code, out, _ = foredraft("bench", "sampling")
     assert code == 0
@@ -234,8 +237,8 @@ def test_without_a_name_all_is_benched_briefly_and_kept_where_asked(
     monkeypatch.setattr(recording, "keep", lambda *table: asked.append(table[0]) or keep(*table))
     spread = {"value_median": 1.23456, "value_min": 1, "value_max": 2, "value_iqr": 0.5}
     row = {"ratio": "÷ ours", **spread, "n": 5, "device": "cpu", "threads": 2}
-    pages = {slug: lambda **_: pd.DataFrame([row]) for slug in (cli.OVERVIEW, "roofline")}
-    monkeypatch.setattr(cli, "_apart", lambda: pages)
+    pages = {slug: lambda **_: pd.DataFrame([row]) for slug in (app.OVERVIEW, "roofline")}
+    monkeypatch.setattr(app, "_apart", lambda: pages)
     monkeypatch.setattr(roofline, "asked", lambda table: table)
     file = tmp_path / "new" / "ratios.json"
     words = ["bench", *([name] if name else [])]
@@ -247,7 +250,7 @@ def test_without_a_name_all_is_benched_briefly_and_kept_where_asked(
     assert asked == [file]
     kept = recording.read(file)
     assert kept.table.to_dict("records") == [row]
-    assert f"src/foredraft/benchmarks/{name or cli.OVERVIEW}.py" in kept.stamp.code
+    assert f"src/foredraft/benchmarks/{name or app.OVERVIEW}.py" in kept.stamp.code
     assert kept.machine.cores > 0
 
 
@@ -266,7 +269,7 @@ def test_nothing_is_measured_for_a_file_that_cannot_be_written(
     (tmp_path / "file").touch()
     (tmp_path / "shut").mkdir()
     monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "shut")  # root may all
-    monkeypatch.setattr(cli, "_apart", lambda: {cli.OVERVIEW: lambda **_: pytest.fail("measured")})
+    monkeypatch.setattr(app, "_apart", lambda: {app.OVERVIEW: lambda **_: pytest.fail("measured")})
     code, shown, err = foredraft("bench", "--out", str(tmp_path / out))
     assert (code, shown) == (2, "")
     assert told.format(tmp_path) in err
@@ -291,7 +294,7 @@ def test_what_depends_on_parameters_is_recorded_with_those_of_its_profile(
         asked.append(profile)
         return {("confidence_gating", "cpu"): lambda: pd.DataFrame([row])}
 
-    monkeypatch.setattr(cli, "_benchmarks", benchmarks)
+    monkeypatch.setattr(app, "_benchmarks", benchmarks)
     monkeypatch.setattr(paths, "RECORDED", tmp_path)
     assert foredraft("record", "confidence_gating", "--profile", "smoke")[0] == 0
     kept = recording.recordings("confidence_gating")["cpu"].stamp
@@ -311,7 +314,7 @@ def wide(monkeypatch):
     """A benchmark of one row with fifteen figures, which no terminal of 80 has room for."""
     figures = {f"figure_{place}": 1.125 + place for place in range(15)}
     measures = {("sampling", "cpu"): lambda: pd.DataFrame([figures])}
-    monkeypatch.setattr(cli, "_benchmarks", lambda *_: measures)
+    monkeypatch.setattr(app, "_benchmarks", lambda *_: measures)
     return {name: f"{value:.4g}" for name, value in figures.items()}
 
 
@@ -338,7 +341,7 @@ def test_self_drafting_is_benched_by_name_with_the_ratios_asked_for(foredraft, m
         return {"model": "m", "sampler": "greedy", **way, "length": 3, **speed, "n": 8}
 
     rows = pd.DataFrame([row("foredraft", True, 12.0), row("transformers", False, 5.0)])
-    monkeypatch.setattr(cli, "_benchmarks", lambda *_: {("layer_skipping", "cpu"): lambda: rows})
+    monkeypatch.setattr(app, "_benchmarks", lambda *_: {("layer_skipping", "cpu"): lambda: rows})
     code, out, _ = foredraft("bench", "decode", "--self")
     assert code == 0
     assert "n 8" in out
@@ -387,7 +390,7 @@ def output(monkeypatch, kept):
             width=width,
             _environ=TERMINAL,
         )
-        monkeypatch.setattr(cli, "_output", console)
+        monkeypatch.setattr(app, "_output", console)
 
     be(terminal=False)
     return be
@@ -639,7 +642,7 @@ def test_a_search_that_makes_no_sense_is_one_line_and_leaves_nothing(foredraft, 
 
 
 def test_an_objective_is_any_metric_that_a_plan_is_foretold_by(found):
-    assert set(cli.OBJECTIVES) == set(found.best[0].metrics())
+    assert set(app.OBJECTIVES) == set(found.best[0].metrics())
 
 
 @pytest.fixture

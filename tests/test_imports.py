@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import foredraft as fd
 from foredraft import paths
 if TYPE_CHECKING:
-    from foredraft.figures import Style
+    from foredraft.viz.figures import Style
 
 def lazily():
-    from foredraft.provenance import Stamp
+    from foredraft.repro.provenance import Stamp
     return fd.Sampler, fd.__doc__, np.load
 '''
 
@@ -31,7 +31,7 @@ def script(tmp_path) -> Path:
 
 def test_imports_inside_functions_and_public_names_count(script):
     names = imported(script)
-    assert {"numpy", "foredraft.paths", "foredraft.provenance", "foredraft.sampling"} <= names
+    assert {"numpy", "foredraft.paths", "foredraft.repro.provenance", "foredraft.sampling"} <= names
 
 
 def test_imports_for_the_type_checker_do_not_count(script):
@@ -48,7 +48,7 @@ def test_the_closure_is_transitive_and_has_no_package_files(script):
     found = {paths.label(path) for path in closure(script)}
     assert "src/foredraft/files.py" in found, "through provenance"
     assert not any(name.endswith("__init__.py") for name in found)
-    assert "src/foredraft/articles.py" not in found, "a registry"
+    assert "src/foredraft/registry.py" not in found, "a registry"
 
 
 def test_a_file_that_imports_nothing_is_its_own_closure(tmp_path):

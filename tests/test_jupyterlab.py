@@ -18,7 +18,8 @@ import nbformat
 import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from foredraft import paths, runner
+from foredraft import paths
+from foredraft.repro import notebooks
 
 CHROMIUM = shutil.which("chromium")
 MISSING = "no chromium here: `apt-get install chromium`, as .ci/run does, and this test runs"
@@ -37,7 +38,7 @@ SETTINGS = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of one notebook up to its sliders, set to smoke size, in a folder of its own."""
-    notebook = runner.read(SLUG)
+    notebook = notebooks.read(SLUG)
     ends = [i for i, cell in enumerate(notebook.cells) if "Panel(" in cell.source]
     notebook.cells = notebook.cells[: ends[0] + 1]
     (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))

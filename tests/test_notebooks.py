@@ -12,10 +12,11 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from foredraft import digests, live, params, paths, provenance, reach, results, runner
-from foredraft.articles import ARTICLES
-from foredraft.outputs import read_record
-from foredraft.training.docstrings import load_docstrings
+from foredraft import paths
+from foredraft.registry import ARTICLES
+from foredraft.repro import claims, digests, live, notebooks, params, provenance, reach
+from foredraft.repro.record import read_record
+from foredraft.training.bert.docstrings import load_docstrings
 
 TRACER = Path(__file__).parent / "tracer"
 TWICE = [each for each in ARTICLES if each.slug in ("speculative_decoding", "llava_sft")]
@@ -46,7 +47,7 @@ def run(article, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(TRACER))
         patch.setenv("FOREDRAFT_TRACE", str(trace))
-        runner.run(article.slug, {"profile": "smoke"}, out=folder)
+        notebooks.run(article.slug, {"profile": "smoke"}, out=folder)
     assert processor_seconds() - before < SMOKE_SECONDS
     return folder
 
@@ -71,7 +72,7 @@ def written(run, monkeypatch) -> Path:
 @pytest.mark.parametrize("article", TWICE, ids=lambda each: each.slug, indirect=True)
 def test_a_second_run_leaves_the_same_bytes(article, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    runner.run(article.slug, {"profile": "smoke"}, out=tmp_path)
+    notebooks.run(article.slug, {"profile": "smoke"}, out=tmp_path)
     once, again = contents(run), contents(tmp_path)
     assert set(once) == set(again)
     assert [name for name, content in once.items() if again[name] != content] == []
@@ -131,7 +132,7 @@ def test_every_figure_carries_the_digest_that_the_record_has(article, written):
 
 
 def test_results_are_tidy_make_claims_and_have_one_record(article, written):
-    found = results.read(article.slug)
+    found = claims.read(article.slug)
     assert found is not None
     assert found.claims
     assert not provenance.read_table(paths.results(article.slug, "csv")).empty
@@ -176,7 +177,7 @@ def test_a_notebook_runs_where_jupyterlab_runs_it_and_shows_no_widget(tmp_path, 
 
 
 def test_the_parameters_cell_defers_to_params_yaml(article):
-    declared = runner.declared(runner.read(article.slug))
+    declared = notebooks.declared(notebooks.read(article.slug))
     keys = set(params.SECTIONS[article.slug].model_fields)
     assert declared["profile"] is None
     for name, default in declared.items():

@@ -17,8 +17,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from foredraft import paths, results
-from foredraft.articles import ARTICLES
+from foredraft import paths
+from foredraft.registry import ARTICLES
+from foredraft.repro import claims
 from tests.test_jupyterlab import CHROMIUM, MISSING
 
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
@@ -138,7 +139,7 @@ def test_an_article_has_a_page_with_its_code_figures_and_words_in_the_search_ind
 
 
 def test_every_claim_leads_to_its_value(site):
-    page, found = read(site / "results.html"), results.findings()
+    page, found = read(site / "results.html"), claims.findings()
     wanted = {f"results/{f.article.slug}.html#{c.key}" for f in found for c in f.claims}
     assert wanted
     assert wanted <= set(page.links)

@@ -11,15 +11,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from foredraft import paths, provenance, results, runner
-from foredraft.figures import FORMATS
-from foredraft.origin import trace
-from foredraft.outputs import Outputs
+from foredraft import paths
+from foredraft.articles.outputs import Outputs
+from foredraft.repro import claims as results
+from foredraft.repro import notebooks, provenance
+from foredraft.repro.origin import trace
 from foredraft.sweep import engines
 from foredraft.sweep.engines import Local, Ray, made
 from foredraft.sweep.grid import grid, rows
 from foredraft.sweep.point import points
 from foredraft.sweep.table import report, shown, swept, tidy
+from foredraft.viz.figures import FORMATS
 from tests import checkout
 
 SLUG = checkout.SLUG
@@ -54,7 +56,7 @@ def run(monkeypatch, source):
             length = overrides["length"]
             self.lengths += (length,)
             if length in self.fails:
-                raise runner.NotebookError(f"cell 3 failed at {length}")
+                raise notebooks.NotebookError(f"cell 3 failed at {length}")
             rate = length / 10 + overrides.get("temperature", 0)
             values = {"rate": rate, "twice": 2 * rate, "same": 3, "name": "a"}
             claims = [results.Claim("r", "The rate", "rate", n=4, spread=0.1)]
@@ -65,7 +67,7 @@ def run(monkeypatch, source):
             monkeypatch.delenv(paths.OUTPUT_VARIABLE)
 
     found = Run()
-    monkeypatch.setattr(runner, "run", found)
+    monkeypatch.setattr(notebooks, "run", found)
     monkeypatch.setattr(
         provenance.Stamp,
         "changed_inputs",
@@ -211,7 +213,7 @@ def test_a_file_that_changes_while_a_point_is_made_leaves_it_undone(run, tmp_pat
         run(*args, **options)
         file.write_text("another")
 
-    monkeypatch.setattr(runner, "run", meanwhile)
+    monkeypatch.setattr(notebooks, "run", meanwhile)
     point.make()
     assert not point.is_done()
     assert str(file) in str(point.error())
@@ -249,7 +251,7 @@ def test_a_failed_point_says_why_and_succeeds_later(run, tmp_path):
 
 
 def test_a_point_without_results_has_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "run", lambda *_, out: None)
+    monkeypatch.setattr(notebooks, "run", lambda *_, out: None)
     (only,) = planned(tmp_path, "length=1")
     only.make()
     assert "has left no data/results/speculative_decoding.json" in str(only.error())
@@ -260,7 +262,7 @@ def test_a_point_without_a_record_has_failed(run, tmp_path, monkeypatch):
         run(slug, overrides, out=out)
         (out / "data" / "results" / f"{slug}.stamp.json").unlink()
 
-    monkeypatch.setattr(runner, "run", forgetful)
+    monkeypatch.setattr(notebooks, "run", forgetful)
     (only,) = planned(tmp_path, "length=1")
     only.make()
     assert not only.is_done()
@@ -355,7 +357,7 @@ def test_a_report_is_a_table_and_a_figure_that_say_what_they_are_from(run, tmp_p
         assert set(origin.stamp.params) == {axis.partition("=")[0] for axis in axes}
         markers = {name for name in origin.stamp.inputs if name.endswith("point.json")}
         assert len(markers) == len(found)
-        assert set(origin.stamp.code) == {"src/foredraft/plots/sweep.py"}
+        assert set(origin.stamp.code) == {"src/foredraft/sweep/plots.py"}
 
 
 def test_a_figure_of_a_sweep_is_not_known_once_the_table_is_of_other_points(run, tmp_path):
@@ -398,14 +400,14 @@ def test_engines_say_what_they_need(monkeypatch):
 @pytest.fixture
 def foredraft(monkeypatch, capsys):
     """Run the command in this process; gives exit code, standard output, standard error."""
-    from foredraft import cli
+    from foredraft.cli import app
 
     monkeypatch.setattr(engines, "Local", Here)
 
     def call(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["foredraft", "sweep", SLUG, *words])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            app.main()
         out, err = capsys.readouterr()
         return int(left.value.code or 0), out, err
 

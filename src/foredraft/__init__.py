@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from foredraft.decoding.exit import ConfidenceExit as ConfidenceExit
     from foredraft.decoding.exit import CostAwareExit as CostAwareExit
     from foredraft.decoding.exit import FixedLength as FixedLength
-    from foredraft.decoding.gain import ExpectedGain as ExpectedGain
+    from foredraft.decoding.expected_gain import ExpectedGain as ExpectedGain
     from foredraft.decoding.gate import AlwaysDraft as AlwaysDraft
     from foredraft.decoding.gate import ConfidenceGate as ConfidenceGate
     from foredraft.decoding.gate import EntropyGate as EntropyGate
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from foredraft.decoding.loop import generate as generate
     from foredraft.decoding.self_draft import SelfDrafter as SelfDrafter
     from foredraft.decoding.verify import verify as verify
-    from foredraft.models.bert import Bert as Bert
+    from foredraft.models.bert.model import Bert as Bert
     from foredraft.models.decoder import Decoder as Decoder
     from foredraft.models.loading import load as load
     from foredraft.models.skip import SkipPlan as SkipPlan
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdaptiveExit": "foredraft.decoding.exit",
     "AlwaysDraft": "foredraft.decoding.gate",
-    "Bert": "foredraft.models.bert",
+    "Bert": "foredraft.models.bert.model",
     "ConfidenceExit": "foredraft.decoding.exit",
     "ConfidenceGate": "foredraft.decoding.gate",
     "CostAwareExit": "foredraft.decoding.exit",
     "Decoder": "foredraft.models.decoder",
     "EntropyGate": "foredraft.decoding.gate",
-    "ExpectedGain": "foredraft.decoding.gain",
+    "ExpectedGain": "foredraft.decoding.expected_gain",
     "FixedLength": "foredraft.decoding.exit",
     "Generation": "foredraft.decoding.loop",
     "MarginGate": "foredraft.decoding.gate",

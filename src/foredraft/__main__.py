@@ -1,6 +1,6 @@
 """`python -m foredraft` is the `foredraft` command."""
 
-from foredraft.cli import main
+from foredraft.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -19,7 +19,7 @@ def imported(path: Path) -> frozenset[str]:
     return frozenset({*_names(nodes), *_public(nodes)})
 
 
-REGISTRIES = frozenset({"foredraft.articles", "foredraft.params"})
+REGISTRIES = frozenset({"foredraft.registry", "foredraft.repro.params"})
 """They grow with every article; what they give to a result stands in its stamp by value."""
 
 

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from foredraft.hints import unknown
+from foredraft.errors import unknown
 
 DEVICES = ("cpu", "cuda")
 

@@ -8,7 +8,7 @@ that a sweep or a test leaves the committed results alone. Inputs are always the
 import os
 from pathlib import Path
 
-from foredraft.articles import article
+from foredraft.registry import article
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT_VARIABLE = "FOREDRAFT_OUTPUT"

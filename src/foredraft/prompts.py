@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, final, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from transformers import PreTrainedTokenizerBase
 
 from foredraft import paths
-from foredraft.hints import unknown
+from foredraft.errors import unknown
 
 CodeKind = Literal["function", "docstring", "tests", "table", "imports", "class"]
 ChatKind = Literal[
@@ -167,3 +168,24 @@ def _shares(sizes: dict[str, int], n: int | None) -> Counter[str]:
     if n is not None and not 1 <= n <= len(turns):
         raise ValueError(f"n is {n}: ask for 1 to {len(turns)}, as many as these kinds have")
     return Counter(kind for _, kind in sorted(turns, key=itemgetter(0))[:n])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is to continue, of some kind."""
+
+    kind: str
+    ids: tuple[int, ...]
+
+
+def chat_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, ...]:
+    """Put a question into the chat template, ready for an answer.
+
+    The template writes the special tokens itself: encoding its text would add a second BOS.
+    """
+    messages = [{"role": "user", "content": question}]
+    ids: Any = tokenizer.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    return tuple(int(token) for token in ids)

@@ -4,6 +4,7 @@ Dimensions: `batch` rows decoded together, `seq` positions, `vocab` token ids, `
 `head` attention heads, `layer` decoder layers. `*batch` stands for any number of leading ones.
 """
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -20,3 +21,6 @@ Hidden = Float[Tensor, "batch seq hidden"]
 """The residual stream."""
 
 __all__ = ["Bool", "Float", "Hidden", "Int", "Logits", "Probs", "Tensor", "Tokens"]
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

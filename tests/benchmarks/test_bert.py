@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers
 
-from foredraft.bench import Schedule
 from foredraft.benchmarks import bert
 from foredraft.benchmarks.bert import WORKLOADS, Batch, bert_benchmark
-from foredraft.models.bert import Bert
-from foredraft.models.bert_config import BertConfig
+from foredraft.benchmarks.timing import Schedule
+from foredraft.models.bert.config import BertConfig
+from foredraft.models.bert.model import Bert
 
 CONFIG = BertConfig(
     vocab_size=50, hidden_size=16, intermediate_size=24, n_layers=2, n_heads=2, max_positions=32

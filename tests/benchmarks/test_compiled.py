@@ -4,7 +4,6 @@ import pandas
 import pytest
 
 import foredraft as fd
-from foredraft.bench import Lap
 from foredraft.benchmarks import compiled
 from foredraft.benchmarks.compiled import (
     COMPILED,
@@ -15,6 +14,7 @@ from foredraft.benchmarks.compiled import (
     rounding,
 )
 from foredraft.benchmarks.decoding import Arm, Contest, runner
+from foredraft.benchmarks.timing import Lap
 from foredraft.sampling import Sampler
 from tests.benchmarks.conftest import tiny
 from tests.benchmarks.test_roofline import Metronome

@@ -5,7 +5,6 @@ from itertools import count
 import pytest
 import torch
 
-from foredraft.bench import Comparison, Schedule
 from foredraft.benchmarks import kernels
 from foredraft.benchmarks.kernels import (
     COMPILED,
@@ -19,6 +18,7 @@ from foredraft.benchmarks.kernels import (
     taking_turns,
     verdict,
 )
+from foredraft.benchmarks.timing import Comparison, Schedule
 
 
 @pytest.fixture

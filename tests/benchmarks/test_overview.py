@@ -7,7 +7,6 @@ import pandas
 import pytest
 
 import foredraft as fd
-from foredraft.bench import Schedule
 from foredraft.benchmarks import (
     bert,
     compiled,
@@ -19,6 +18,7 @@ from foredraft.benchmarks import (
 )
 from foredraft.benchmarks.overview import EXIT, WHERE, Short
 from foredraft.benchmarks.ratios import ENDS
+from foredraft.benchmarks.timing import Schedule
 from foredraft.sampling import Sampler
 from tests.benchmarks.conftest import tiny
 from tests.benchmarks.test_roofline import SIZES, Metronome

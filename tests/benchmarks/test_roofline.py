@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import foredraft as fd
-from foredraft.bench import Schedule
 from foredraft.benchmarks import roofline
 from foredraft.benchmarks.roofline import (
     FORWARD,
@@ -18,6 +17,7 @@ from foredraft.benchmarks.roofline import (
     drawn,
     roofline_benchmark,
 )
+from foredraft.benchmarks.timing import Schedule
 from foredraft.models.config import DecoderConfig
 from foredraft.models.skip import Parts
 from tests.benchmarks.conftest import tiny

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import foredraft as fd
-from foredraft.bench import Schedule
 from foredraft.benchmarks import self_drafting
 from foredraft.benchmarks.self_drafting import (
     PLAIN,
@@ -17,6 +16,7 @@ from foredraft.benchmarks.self_drafting import (
     asked,
     self_drafting_benchmark,
 )
+from foredraft.benchmarks.timing import Schedule
 from tests.benchmarks.conftest import tiny
 
 N_LAYERS = 4

@@ -22,7 +22,7 @@ import foredraft as fd
 from foredraft import sampling
 from foredraft.decoding import verify
 from foredraft.decoding.exit import ExitPolicy
-from foredraft.decoding.gain import Curve
+from foredraft.decoding.expected_gain import Curve
 from foredraft.decoding.gate import GatePolicy
 from foredraft.decoding.signal import confidence
 from foredraft.decoding.theory import Costs

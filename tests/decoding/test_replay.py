@@ -20,7 +20,7 @@ import foredraft as fd
 from foredraft import sampling
 from foredraft.decoding import replay as replaying
 from foredraft.decoding.draft import Draft, Job
-from foredraft.decoding.gain import Curve
+from foredraft.decoding.expected_gain import Curve
 from foredraft.decoding.reader import Reader
 from foredraft.decoding.replay import Script, coupled, record, replay
 from foredraft.decoding.signal import SIGNALS, Blend, confidence

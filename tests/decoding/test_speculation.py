@@ -11,7 +11,7 @@ import torch
 import foredraft as fd
 from foredraft.decoding import verify
 from foredraft.decoding.draft import Draft, Job
-from foredraft.decoding.gain import Curve
+from foredraft.decoding.expected_gain import Curve
 from foredraft.decoding.reader import Reader
 from foredraft.decoding.text import Text
 from foredraft.decoding.theory import Costs

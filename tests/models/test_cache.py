@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from foredraft.models.ahead import AheadSteps
 from foredraft.models.cache import KVCache
+from foredraft.models.compiling.ahead import AheadSteps
 from foredraft.models.decoder import Decoder
 from foredraft.models.skip import SkipPlan
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache, Gemma2Config, LlamaConfig, PreTrainedMode
 
 import foredraft as fd
 from foredraft import paths
-from foredraft.experiments import layer_skipping
+from foredraft.articles.layer_skipping import experiment
 from foredraft.models.config import DecoderConfig
 from foredraft.models.skip import PublishedPlan
 
@@ -387,12 +387,12 @@ def test_published_plans_skip_and_cost_what_is_known_of_them(name):
 
 def test_the_article_s_published_plan_is_that_of_article_03():
     found = PublishedPlan.read("gemma-2-9b-it")
-    assert found.plan == layer_skipping.ARTICLE_PLAN == ARTICLE
+    assert found.plan == experiment.ARTICLE_PLAN == ARTICLE
     assert found.measured == {
-        "target_rate": layer_skipping.TARGET_RATE,
-        "draft_rate": layer_skipping.DRAFT_RATE,
-        "self_rate": layer_skipping.SELF_RATE,
-        "acceptance": layer_skipping.ARTICLE_ACCEPTANCE,
+        "target_rate": experiment.TARGET_RATE,
+        "draft_rate": experiment.DRAFT_RATE,
+        "self_rate": experiment.SELF_RATE,
+        "acceptance": experiment.ARTICLE_ACCEPTANCE,
     }
 
 

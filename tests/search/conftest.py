@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
+from foredraft.analysis.statistics import Estimate
 from foredraft.models.skip import SkipPlan
 from foredraft.search.space import Space, branches
-from foredraft.search.trial import Estimate
 
 
 def toy(plan: SkipPlan) -> Mapping[str, Estimate]:

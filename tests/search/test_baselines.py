@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from foredraft.analysis.statistics import Estimate
 from foredraft.models.skip import SkipPlan
 from foredraft.search.baselines import exhaustive, greedy, random_search, uniform
 from foredraft.search.space import Space
-from foredraft.search.trial import Estimate, best
+from foredraft.search.trial import best
 
 
 def drawing(seed: int = 0) -> torch.Generator:

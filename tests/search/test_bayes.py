@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from foredraft.analysis.statistics import Estimate
 from foredraft.models.skip import SkipPlan
 from foredraft.search.bayes import pareto, search
 from foredraft.search.engines import Local
 from foredraft.search.space import Space, branches
-from foredraft.search.trial import Estimate, Log, Trial, best
+from foredraft.search.trial import Log, Trial, best
 
 TRIALS = 14
 OPTIONS = {"trials": TRIALS, "seed": 5, "initial": 4}

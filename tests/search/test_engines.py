@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
+from foredraft.analysis.statistics import Estimate
 from foredraft.models.skip import SkipPlan
 from foredraft.search.bayes import search
 from foredraft.search.engines import Engine, Local, Ray
 from foredraft.search.space import Space, branches
-from foredraft.search.trial import Estimate
 
 PLANS = [SkipPlan(attn=[i], mlp=range(i)) for i in range(6)]
 

@@ -5,8 +5,9 @@ import math
 
 import pytest
 
+from foredraft.analysis.statistics import Estimate
 from foredraft.models.skip import SkipPlan
-from foredraft.search.trial import Aim, Estimate, Log, Trial, best, table
+from foredraft.search.trial import Aim, Log, Trial, best, table
 
 
 def trial(index, plan, speedup, cost, origin) -> Trial:

@@ -6,10 +6,12 @@ from unittest.mock import Mock
 import pytest
 
 from foredraft import paths
-from foredraft.training import pocket, pocket_bert, pocket_llava
-from foredraft.training.pretrain_bert import POCKET_BERT
-from foredraft.training.pretrain_llava import POCKET_LLAVA
-from foredraft.training.recipes import RECIPES
+from foredraft.training.bert import ship as pocket_bert
+from foredraft.training.bert.pretrain import POCKET_BERT
+from foredraft.training.decoder import ship as pocket
+from foredraft.training.decoder.recipes import RECIPES
+from foredraft.training.llava import ship as pocket_llava
+from foredraft.training.llava.pretrain import POCKET_LLAVA
 
 MADE = [
     (pocket, "pretrain", RECIPES["pocket-llama"]),

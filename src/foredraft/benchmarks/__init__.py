@@ -1,1 +1,1 @@
-"""What `foredraft bench` and `foredraft record` measure, over `foredraft.bench` and its clock."""
+"""What `foredraft bench` and `foredraft record` measure, on the clock of `benchmarks.timing`."""

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foredraft.bench import Schedule, Spread, columns, compare, now
-from foredraft.models.bert import Bert, BertForPretraining
-from foredraft.models.bert_config import BertConfig
-from foredraft.models.bert_weights import minilm
+from foredraft.benchmarks.timing import Schedule, Spread, columns, compare, now
+from foredraft.models.bert.config import BertConfig
+from foredraft.models.bert.model import Bert, BertForPretraining
+from foredraft.models.bert.weights import minilm
 from foredraft.types import Bool, Int, Tensor
 
 WORKLOADS: Mapping[str, tuple[int, ...]] = {

@@ -1,7 +1,7 @@
 """Time generations whose steps are compiled, beside eager ones and those of `transformers`.
 
 A case is a prompt; the ways take turns on it. Compiling comes before the first measured case, and
-only once on a machine: `foredraft.models.ahead` keeps what it made.
+only once on a machine: `foredraft.models.compiling.ahead` keeps what it made.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,6 @@ from typing import final
 import pandas
 import torch
 
-from foredraft.bench import Lap, Spread, alternate, columns, now
 from foredraft.benchmarks.decoding import (
     DRAFTING,
     Arm,
@@ -22,6 +21,7 @@ from foredraft.benchmarks.decoding import (
     runner,
 )
 from foredraft.benchmarks.ratios import value_of
+from foredraft.benchmarks.timing import Lap, Spread, alternate, columns, now
 from foredraft.models.decoder import Decoder
 from foredraft.types import Tensor
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pandas
 
-from foredraft.bench import Comparison, columns, compare, now
 from foredraft.benchmarks.ratios import value_of
 from foredraft.benchmarks.roofline import Sizes, Work, drawn, forward_pass
+from foredraft.benchmarks.timing import Comparison, columns, compare, now
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load
 

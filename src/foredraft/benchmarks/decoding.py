@@ -14,8 +14,17 @@ import pandas
 import torch
 from transformers import PreTrainedModel
 
-from foredraft.bench import Lap, Schedule, Spread, alternate, columns, compare, now, synchronised
-from foredraft.benchmarks.pace import Pace, Parts, paced, plain_round
+from foredraft.benchmarks.harness import Pace, Parts, paced, plain_round
+from foredraft.benchmarks.timing import (
+    Lap,
+    Schedule,
+    Spread,
+    alternate,
+    columns,
+    compare,
+    now,
+    synchronised,
+)
 from foredraft.decoding.draft import Drafter, ModelDrafter, PromptLookupDrafter
 from foredraft.decoding.exit import ConfidenceExit, ExitPolicy, FixedLength
 from foredraft.decoding.loop import Generation, generate

@@ -15,7 +15,7 @@ from typing import Any, final
 import pandas
 import torch
 
-from foredraft.bench import Comparison, Schedule, columns, compare, now
+from foredraft.benchmarks.timing import Comparison, Schedule, columns, compare, now
 from foredraft.kernels import (
     decode_attention,
     gated_linear_unit,

@@ -9,7 +9,6 @@ from typing import Any, final
 
 import pandas
 
-from foredraft.bench import Schedule, now
 from foredraft.benchmarks import (
     bert,
     compiled,
@@ -20,6 +19,7 @@ from foredraft.benchmarks import (
     self_drafting,
 )
 from foredraft.benchmarks.ratios import value_of
+from foredraft.benchmarks.timing import Schedule, now
 from foredraft.models.skip import SkipPlan
 
 Report = Callable[[str], None]

@@ -17,8 +17,8 @@ import pandas
 import torch
 import torch.nn.functional as F
 
-from foredraft.bench import Comparison, Schedule, Spread, columns, compare, now
 from foredraft.benchmarks.ratios import value_of
+from foredraft.benchmarks.timing import Comparison, Schedule, Spread, columns, compare, now
 from foredraft.models.config import DecoderConfig
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load

@@ -16,10 +16,10 @@ from typing import final
 import pandas
 import torch
 
-from foredraft.bench import Spread, alternate, columns, now, synchronised
 from foredraft.benchmarks.compiled import COMPILED, EAGER
 from foredraft.benchmarks.ratios import value_of
 from foredraft.benchmarks.roofline import LLAMA_120M, drawn
+from foredraft.benchmarks.timing import Spread, alternate, columns, now, synchronised
 from foredraft.decoding.draft import Draft, Drafter, Job, ModelDrafter, Proposer
 from foredraft.decoding.exit import Exit, FixedLength
 from foredraft.decoding.loop import generate

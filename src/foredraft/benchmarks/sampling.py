@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 import pandas
 import torch
 
-from foredraft.bench import Comparison, Schedule, columns, compare, now
+from foredraft.benchmarks.timing import Comparison, Schedule, columns, compare, now
 from foredraft.sampling import Sampler
 from foredraft.types import Float, Int, Tensor
 

@@ -14,7 +14,6 @@ import pandas
 import torch
 from transformers import PreTrainedModel
 
-from foredraft.bench import Lap, Schedule, Spread, alternate, columns, compare, now, synchronised
 from foredraft.benchmarks.decoding import (
     SAMPLERS,
     Made,
@@ -23,7 +22,17 @@ from foredraft.benchmarks.decoding import (
     tell_to_draft,
     their_sampler,
 )
-from foredraft.benchmarks.pace import Pace, Parts, paced, plain_round
+from foredraft.benchmarks.harness import Pace, Parts, paced, plain_round
+from foredraft.benchmarks.timing import (
+    Lap,
+    Schedule,
+    Spread,
+    alternate,
+    columns,
+    compare,
+    now,
+    synchronised,
+)
 from foredraft.decoding.draft import Drafter
 from foredraft.decoding.exit import FixedLength
 from foredraft.decoding.loop import Generation, generate

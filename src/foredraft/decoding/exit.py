@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
 from foredraft.decoding.signal import Signal, confidence
-from foredraft.hints import unknown
+from foredraft.errors import unknown
 from foredraft.types import Bool, Float, Tensor
 
 Number = float | int

@@ -19,7 +19,7 @@ from foredraft.decoding.signal import confidence
 from foredraft.decoding.text import PADDING, Text
 from foredraft.decoding.trace import Round, RowRound, Trace
 from foredraft.decoding.verify import RULES, Verdicts, verify_rows
-from foredraft.hints import unknown
+from foredraft.errors import unknown
 from foredraft.models.cache import sent
 from foredraft.models.decoder import Decoder
 from foredraft.sampling import Sampler, poisoned

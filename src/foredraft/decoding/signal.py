@@ -9,7 +9,7 @@ from typing import final
 
 import torch
 
-from foredraft.hints import unknown
+from foredraft.errors import unknown
 from foredraft.types import Float, Int, Tensor
 
 Number = float | int

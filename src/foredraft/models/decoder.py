@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foredraft.models.ahead import AheadSteps
 from foredraft.models.attention import Memory, TextMemory, attend, attend_causally
 from foredraft.models.cache import KVCache, Storage
-from foredraft.models.compiled import CompiledSteps, is_few
+from foredraft.models.compiling.ahead import AheadSteps
+from foredraft.models.compiling.graphs import CompiledSteps, is_few
 from foredraft.models.config import DecoderConfig
 from foredraft.models.packing import can_pack, pack, packed_linear
 from foredraft.models.placement import Files, Placement, dispatch
@@ -228,7 +228,7 @@ class Decoder(nn.Module):
         """Compile decoding steps, as fits the device, when they are first made.
 
         On a GPU all plans share what is compiled. On a processor passes of all branches are, and
-        those of `plans`, each by itself; see `foredraft.models.ahead`. The weights must stay as
+        those of `plans`, each by itself; see `models.compiling.ahead`. The weights must stay as
         they are from then on.
 
         Raises ValueError for a model that lies on several devices.

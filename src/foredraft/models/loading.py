@@ -59,8 +59,8 @@ def load(
 
     `name_or_path` is a pocket model's name, a folder in the Hugging Face format, or a hub id;
     `dtype` None keeps the checkpoint's precision. With `compile`, decoding steps are compiled when
-    they are first made: on a GPU they are replayed as CUDA graphs (`foredraft.models.compiled`), on
-    a processor they are kept in files, with a copy of the weights (`foredraft.models.ahead`).
+    they are first made: on a GPU they are replayed as CUDA graphs (`models.compiling.graphs`), on a
+    processor they are kept in files, with a copy of the weights (`models.compiling.ahead`).
     `device_map` spreads a model over several devices, the host's memory and files, instead of
     putting it on `device`: "auto", or a home for each part (`foredraft.models.placement`).
 

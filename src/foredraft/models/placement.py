@@ -15,8 +15,8 @@ from typing import final
 import torch
 from torch import nn
 
+from foredraft.errors import unknown
 from foredraft.files import write_text
-from foredraft.hints import unknown
 from foredraft.types import Tensor
 
 FILES = "disk"

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import PretrainedConfig
 
 from foredraft import paths
-from foredraft.hints import unknown
+from foredraft.errors import unknown
 from foredraft.models.config import DecoderConfig
 from foredraft.models.weights import slots
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, final
 from filelock import FileLock, Timeout
 
 from foredraft import files
-from foredraft.hints import unknown
+from foredraft.analysis.statistics import Estimate
+from foredraft.errors import unknown
 from foredraft.models.skip import SkipPlan
 from foredraft.search.engines import Engine, Local
 from foredraft.search.quiet import quiet_ax
 from foredraft.search.space import Space
-from foredraft.search.trial import Aim, Estimate, Log, Objective, Origin, Trial
+from foredraft.search.trial import Aim, Log, Objective, Origin, Trial
 
 if TYPE_CHECKING:
     from ax.adapter.registry import Generators

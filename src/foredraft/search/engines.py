@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, final, runtime_checkable
 
-from foredraft import cluster
-from foredraft.cluster import RETRIES
+from foredraft import parallel
+from foredraft.analysis.statistics import Estimate
 from foredraft.models.skip import SkipPlan
-from foredraft.search.trial import Estimate, Objective
+from foredraft.parallel import RETRIES
+from foredraft.search.trial import Objective
 
 
 @runtime_checkable
@@ -45,7 +46,7 @@ class Ray:
     def __init__(self, *, workers: int, address: str | None = None) -> None:
         if workers < 1:
             raise ValueError(f"workers={workers}: give 1 or more, or use Local()")
-        cluster.require_ray(otherwise="Local()")
+        parallel.require_ray(otherwise="Local()")
         self.workers, self.address = workers, address
         self._started = False
         self._objective: Objective | None = None
@@ -80,13 +81,13 @@ class Ray:
             ray.kill(worker)
         self._objective, self._shared, self._pool = None, [], []
         if self._started:
-            cluster.stop()
+            parallel.stop()
             self._started = False
 
     def _start(self) -> None:
         import ray
 
-        self._started |= cluster.start(workers=self.workers, address=self.address)
+        self._started |= parallel.start(workers=self.workers, address=self.address)
         if not self._pool:
             actor = ray.remote(num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES)
             self._pool = [actor(_Worker).remote() for _ in range(self.workers)]

@@ -10,27 +10,12 @@ from typing import Literal, final, get_args
 
 import pandas
 
-from foredraft.hints import unknown
+from foredraft.analysis.statistics import Estimate
+from foredraft.errors import unknown
 from foredraft.models.skip import SkipPlan
 
 Origin = Literal["start", "sobol", "model", "random", "uniform", "greedy", "swap", "exhaustive"]
 """Why a plan was tried."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean and its standard error, both finite; 0 where the measurement is exact."""
-
-    mean: float
-    sem: float
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.mean) or not 0 <= self.sem < math.inf:
-            raise ValueError(
-                f"mean {self.mean}, standard error {self.sem}: a search needs finite numbers, the "
-                "error 0 or more; let the objective give a low mean to a plan that fails"
-            )
 
 
 Objective = Callable[[SkipPlan], Mapping[str, Estimate]]

@@ -8,7 +8,7 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import Protocol, final, runtime_checkable
 
-from foredraft import cluster
+from foredraft import parallel
 from foredraft.sweep.point import Point
 
 
@@ -66,7 +66,7 @@ class Ray:
     def __init__(self, *, jobs: int, address: str | None = None) -> None:
         if jobs < 1:
             raise ValueError(f"jobs={jobs}: give 1 or more")
-        cluster.require_ray(otherwise="the engine local")
+        parallel.require_ray(otherwise="the engine local")
         self.jobs, self.address = jobs, address
 
     def make(self, points: Sequence[Point]) -> Iterator[Point]:
@@ -74,9 +74,9 @@ class Ray:
         import ray
         from ray.exceptions import RayError
 
-        started = cluster.start(workers=self.jobs, address=self.address)
+        started = parallel.start(workers=self.jobs, address=self.address)
         try:
-            make = ray.remote(num_cpus=1, max_calls=1, max_retries=cluster.RETRIES)(_make)
+            make = ray.remote(num_cpus=1, max_calls=1, max_retries=parallel.RETRIES)(_make)
             waiting = {make.remote(point): point for point in points}
             while waiting:
                 (ended, *_), _ = ray.wait([*waiting])
@@ -87,7 +87,7 @@ class Ray:
                 yield waiting.pop(ended)
         finally:
             if started:
-                cluster.stop()
+                parallel.stop()
 
 
 def _make(point: Point) -> None:

@@ -16,11 +16,12 @@ from typing import Any, final
 
 from filelock import FileLock
 
-from foredraft import paths, results, runner
+from foredraft import paths
 from foredraft.files import digest, write_text
-from foredraft.outputs import read_record
-from foredraft.provenance import read_json, stamp, write_json
-from foredraft.results import Findings
+from foredraft.repro import claims, notebooks
+from foredraft.repro.claims import Findings
+from foredraft.repro.provenance import read_json, stamp, write_json
+from foredraft.repro.record import read_record
 from foredraft.sweep.grid import Setting
 
 MADE = ("data", "figures", "failed")
@@ -68,9 +69,9 @@ class Point:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             named = self._named()  # before it is read: what changes meanwhile shows afterwards
             try:
-                runner.run(self.slug, self.setting, out=self.folder)
+                notebooks.run(self.slug, self.setting, out=self.folder)
                 self._finish(named)
-            except (runner.NotebookError, ValueError) as error:
+            except (notebooks.NotebookError, ValueError) as error:
                 write_text(self._error, str(error))
 
     def error(self) -> str | None:
@@ -88,7 +89,7 @@ class Point:
 
     def findings(self) -> Findings:
         """The claims and values of a point that is done."""
-        found = results.read(self.slug, below=self.folder)
+        found = claims.read(self.slug, below=self.folder)
         assert found is not None, "a point that is done has results"
         return found
 
@@ -148,7 +149,7 @@ def points(slug: str, settings: list[Setting], below: Path) -> list[Point]:
     """
     found: dict[str, Point] = {}
     for setting in settings:
-        params = runner.resolved(slug, setting)
+        params = notebooks.resolved(slug, setting)
         written = json.dumps([slug, dict(params)], sort_keys=True)
         name = hashlib.sha256(written.encode()).hexdigest()[:16]
         found.setdefault(name, Point(slug, setting, params, below.absolute() / name))

@@ -8,11 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from foredraft import figures, paths, provenance, results
-from foredraft.hints import unknown
-from foredraft.plots import sweep as plots
-from foredraft.provenance import Mark, Stamp
+from foredraft import paths
+from foredraft.errors import unknown
+from foredraft.repro import claims as results
+from foredraft.repro import provenance
+from foredraft.repro.provenance import Mark, Stamp
+from foredraft.sweep import plots
 from foredraft.sweep.point import Point
+from foredraft.viz import figures
 
 COLUMNS = ("key", "value", "spread", "n", "claim")
 """After the parameters: what is cited as `file#key`, and what is claimed of it."""

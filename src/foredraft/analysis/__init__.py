@@ -1,0 +1,1 @@
+"""What several articles compute from tables: intervals, acceptance, speed-ups."""

@@ -1,0 +1,1 @@
+"""Article 07: BERT written from scratch."""

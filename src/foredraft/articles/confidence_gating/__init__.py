@@ -1,0 +1,1 @@
+"""Article 05: the target's confidence decides whether to draft."""

@@ -1,0 +1,1 @@
+"""Article 03: a model drafts for itself with some of its branches switched off."""

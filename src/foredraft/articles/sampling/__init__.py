@@ -1,0 +1,1 @@
+"""Article 01: how logits become a distribution and a token."""

@@ -1,0 +1,1 @@
+"""Article 04: Draft & Verify with a plan from Bayesian optimisation."""

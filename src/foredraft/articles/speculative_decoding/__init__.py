@@ -1,0 +1,1 @@
+"""Article 02: a draft model proposes, the target verifies."""

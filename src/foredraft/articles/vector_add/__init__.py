@@ -1,0 +1,1 @@
+"""Article 08: vector addition as a Triton kernel."""

@@ -1,1 +1,0 @@
-"""One module an article: parameters in, tidy table out."""

@@ -1,0 +1,1 @@
+"""BERT: configuration, weights, layers and heads."""

@@ -1,0 +1,1 @@
+"""Decoding steps that are compiled ahead of time or recorded as graphs."""

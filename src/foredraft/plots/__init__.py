@@ -1,1 +1,0 @@
-"""One module an article: its figures, drawn from its tidy tables; never imports torch."""

@@ -1,0 +1,1 @@
+"""How a number travels: parameters, provenance, recordings, results, the pipeline, citing."""

@@ -1,0 +1,1 @@
+"""Figures: their style and files, panels that move, tokens by status."""
