@@ -55,7 +55,7 @@ from foredraft.analysis.acceptance import acceptance_by_position, acceptance_rat
 from foredraft.analysis.speedup_lines import what_if
 from foredraft.analysis.statistics import ratios
 from foredraft.articles.outputs import Outputs
-from foredraft.articles.speculative_decoding import experiment, nine_words
+from foredraft.articles.speculative_decoding import exact_plots, experiment, nine_words, policies
 from foredraft.articles.speculative_decoding import plots as draw
 from foredraft.decoding import theory
 from foredraft.repro import claims as results
@@ -141,7 +141,7 @@ pd.DataFrame([{"accepted": v.n_accepted, "then": v.token, "kind": v.kind} for v 
 # out is min(p, q) + (1 − β) p, and it leans towards the draft model.
 
 # %%
-figure = draw.nine_words(laws)
+figure = exact_plots.nine_words(laws)
 outputs.save(figure, "nine_words")
 
 # %%
@@ -162,7 +162,7 @@ display(Markdown(f"Total variation of the wrong law from p, after a single word:
 mistakes = nine_words.mistakes()
 assert (mistakes.query("exact")["total_variation"] < 1e-12).all()
 assert (mistakes.query("not exact")["total_variation"] > 1e-2).all()
-outputs.save(draw.mistakes(mistakes), "mistakes")
+outputs.save(exact_plots.mistakes(mistakes), "mistakes")
 
 # %% [markdown]
 # The lower three are the negative controls: each is a plausible slip, and the check tells it from
@@ -366,8 +366,8 @@ display(
         f"alone c would be {weight_ratio:.2f}."
     )
 )
-points = experiment.on_the_surface(heat_rounds, cost)
-surface = experiment.surface()
+points = policies.on_the_surface(heat_rounds, cost)
+surface = policies.surface()
 outputs.save(draw.surface(surface, points), "surface", recorded=recorded.file)
 
 # %% [markdown]
@@ -381,7 +381,7 @@ def choice(acceptance, cost, length):
 
 
 shares = [n / 50 for n in range(1, 50)]
-alpha = experiment.on_the_surface(run.rounds, cost).acceptance.item()
+alpha = policies.on_the_surface(run.rounds, cost).acceptance.item()
 choice_panel = Panel(
     choice,
     acceptance=Slider.near(shares[14:], alpha, name="acceptance α"),
@@ -417,8 +417,8 @@ display(
 # draft will stand:
 
 # %%
-by_kind = experiment.lengths_compared(long_rounds, "kind", costs)
-compared = experiment.policies(long_rounds, "kind", params.length, costs)
+by_kind = policies.lengths_compared(long_rounds, "kind", costs)
+compared = policies.policies(long_rounds, "kind", params.length, costs)
 forgone = (compared["best"] / compared["fixed"]).mean() - 1
 unknown = (compared["oracle"] / compared["best"]).mean() - 1
 display(

@@ -53,7 +53,7 @@ from foredraft import paths
 from foredraft.analysis.published import PUBLISHED, published, shares
 from foredraft.analysis.speedup_lines import level_lines, what_if
 from foredraft.analysis.statistics import ratios
-from foredraft.articles.layer_skipping import experiment
+from foredraft.articles.layer_skipping import candidates, drafting, experiment, model_plots, timings
 from foredraft.articles.layer_skipping import plots as draw
 from foredraft.articles.outputs import Outputs
 from foredraft.models.skip import Parts
@@ -147,13 +147,13 @@ one = subjects[params.models[-1]]
 n_layers = one.decoder.config.n_layers
 everything = fd.SkipPlan.layers(range(n_layers))
 extremes = [
-    experiment.Candidate("any", "nothing skipped", fd.SkipPlan()),
-    experiment.Candidate("any", "all attention", fd.SkipPlan(attn=everything.attn)),
-    experiment.Candidate("any", "all but the head", everything),
-    experiment.Candidate("any", "early exit", fd.SkipPlan.early_exit(n_layers // 2, n_layers)),
-    experiment.Candidate("any", "every second layer", fd.SkipPlan.every(2, n_layers)),
+    candidates.Candidate("any", "nothing skipped", fd.SkipPlan()),
+    candidates.Candidate("any", "all attention", fd.SkipPlan(attn=everything.attn)),
+    candidates.Candidate("any", "all but the head", everything),
+    candidates.Candidate("any", "early exit", fd.SkipPlan.early_exit(n_layers // 2, n_layers)),
+    candidates.Candidate("any", "every second layer", fd.SkipPlan.every(2, n_layers)),
 ]
-texts = experiment.greedy_texts(one, extremes, params, n_prompts=4)
+texts = drafting.greedy_texts(one, extremes, params, n_prompts=4)
 assert all(text == texts["no draft"] for text in texts.values())
 display(
     Markdown(
@@ -172,8 +172,8 @@ display(
 
 # %%
 halves = [
-    experiment.Candidate("early exit", "exit", fd.SkipPlan.early_exit(n_layers // 2, n_layers)),
-    experiment.Candidate("spread out", "spread", fd.SkipPlan.spread(n_layers // 2, n_layers)),
+    candidates.Candidate("early exit", "exit", fd.SkipPlan.early_exit(n_layers // 2, n_layers)),
+    candidates.Candidate("spread out", "spread", fd.SkipPlan.spread(n_layers // 2, n_layers)),
 ]
 with_cache = experiment.judged(experiment.first_steps(one, halves, params)).set_index("name")
 alone = {half.name: experiment.read_alone(one, half.plan, params) for half in halves}
@@ -197,14 +197,14 @@ display(
 # %%
 branch_steps = pd.concat(
     [
-        experiment.first_steps(each, experiment.single_branches(n_layers), params)
+        experiment.first_steps(each, candidates.single_branches(n_layers), params)
         for each in subjects.values()
     ]
 )
 singles = experiment.judged(branch_steps[branch_steps.family == "one branch"])
 recorded = recording.recordings("layer_skipping")["cpu"]
 arms = recorded.table
-plain_singles = experiment.with_times(singles[singles.model.isin(params.models)], arms)
+plain_singles = timings.with_times(singles[singles.model.isin(params.models)], arms)
 outputs.save(draw.branches(plain_singles), "branches", recorded=recorded.file)
 
 # %%
@@ -229,7 +229,7 @@ extreme_branches[["model", "name", "overlap", "agreement", "divergence", "cost"]
 
 # %%
 plain = [subjects[name] for name in params.models]
-random_sets = experiment.joint_branches(n_layers, params)
+random_sets = candidates.joint_branches(n_layers, params)
 joint_steps = pd.concat([experiment.first_steps(each, random_sets, params) for each in plain])
 joint = experiment.judged(joint_steps[joint_steps.family == "random"])
 compared = experiment.products(pd.concat([singles, joint]), ["random"], "one branch")
@@ -262,9 +262,9 @@ compared.groupby(["model", "branches"])["gap"].agg(["mean", "min", "max"]).round
 family_steps = []
 for each in subjects.values():
     own = singles[singles.model == each.name]
-    cheapest = experiment.cheapest_first(own, each.decoder.config, params.n_cheapest)
+    cheapest = candidates.cheapest_first(own, each.decoder.config, params.n_cheapest)
     family_steps.append(
-        experiment.first_steps(each, cheapest + experiment.equal_costs(n_layers), params)
+        experiment.first_steps(each, cheapest + candidates.equal_costs(n_layers), params)
     )
 families = pd.concat(family_steps)
 families = experiment.judged(families[families.family != "whole"])
@@ -273,7 +273,7 @@ best = plans.loc[plans.groupby("model", sort=False)["gain"].idxmax()]
 best[["model", "family", "name", "branches", "cost", "overlap", "gain"]].round(3)
 
 # %%
-timed = experiment.measured_costs(arms)
+timed = timings.measured_costs(arms)
 figure = draw.plane(plans, level_lines(draw.GAINS), timed)
 outputs.save(figure, "plane", recorded=recorded.file)
 
@@ -336,19 +336,19 @@ loss_table.round(3)
 
 # %%
 in_earnest = [
-    experiment.Candidate("early exit", f"exit {n}", fd.SkipPlan.early_exit(n, n_layers))
+    candidates.Candidate("early exit", f"exit {n}", fd.SkipPlan.early_exit(n, n_layers))
     for n in params.exits
 ]
 in_earnest += [
-    experiment.Candidate(
+    candidates.Candidate(
         "spread out", f"spread {n_layers - n}", fd.SkipPlan.spread(n_layers - n, n_layers)
     )
     for n in params.exits
 ]
 rounds = pd.concat(
-    [experiment.drafting(subjects[name], in_earnest, params) for name in (base, trained)]
+    [drafting.drafting(subjects[name], in_earnest, params) for name in (base, trained)]
 )
-verified = experiment.in_earnest(rounds)
+verified = drafting.in_earnest(rounds)
 by_place = verified[verified.measure == "acceptance_by_position"]
 outputs.save(draw.positions(by_place, families), "positions")
 
@@ -366,7 +366,7 @@ overall.pivot_table(index="name", columns="model", values="mean").round(3)
 def drafted_text(temperature, length, prompt, attn, mlp):
     asked = params.model_copy(update={"temperature": temperature, "length": length})
     plan = fd.SkipPlan(attn=attn, mlp=mlp)
-    return draw.drafted_text(experiment.drafted_text(one, tokenizer, plan, asked, prompt=prompt))
+    return draw.drafted_text(drafting.drafted_text(one, tokenizer, plan, asked, prompt=prompt))
 
 
 _, tokenizer = fd.load(one.name)
@@ -394,7 +394,7 @@ tried |= {
 pd.DataFrame(
     [
         {"plan": name}
-        | experiment.drafted_text(one, tokenizer, plan, greedy, prompt=0)
+        | drafting.drafted_text(one, tokenizer, plan, greedy, prompt=0)
         .iloc[0][["drafted", "accepted", "tokens", "cost", "speedup"]]
         .to_dict()
         for name, plan in tried.items()
@@ -416,12 +416,12 @@ cosines = pd.concat(
         for each in plain
     ]
 )
-three_sets = experiment.threes(n_layers)
+three_sets = candidates.threes(n_layers)
 three_steps = pd.concat([experiment.first_steps(each, three_sets, params) for each in plain])
 threes = experiment.judged(three_steps[three_steps.family != "whole"])
 kinds = [kind for kind in threes.family.unique() if kind != "one layer"]
 by_kind = experiment.products(threes, kinds, "one layer")
-outputs.save(draw.stack(cosines, by_kind), "stack")
+outputs.save(model_plots.stack(cosines, by_kind), "stack")
 
 # %% [markdown]
 # The right panel compares each set with the product of its own layers' β, so that a set is not blamed for
@@ -435,7 +435,7 @@ early.pivot_table(index="model", columns="layers", values="overlap").round(2)
 
 # %%
 mean_gap = by_kind.groupby("kind")["gap"].mean()
-apart = cosines.assign(copies=cosines.distance % experiment.PERIOD == 0)
+apart = cosines.assign(copies=cosines.distance % candidates.PERIOD == 0)
 alike = apart.groupby("copies")["cosine"].mean()
 display(
     Markdown(
@@ -499,7 +499,7 @@ predicted = article_plan.cost(configs["gemma-2-9b"])
 measured = experiment.TARGET_RATE / experiment.DRAFT_RATE
 got = experiment.SELF_RATE / experiment.TARGET_RATE
 article = what_if((experiment.ARTICLE_ACCEPTANCE, 0.8, 0.9), predicted, longest=8)
-outputs.save(draw.bytes_read(share, article, got), "bytes")
+outputs.save(model_plots.bytes_read(share, article, got), "bytes")
 
 # %%
 display(
@@ -534,7 +534,7 @@ outputs.save(draw.vocabulary(small), "vocabulary")
 # %%
 where = f"{recorded.machine.name}, threads: {arms['threads'].iloc[0]}, {recorded.date}"
 display(Markdown(f"*Recorded on* {where}."))
-fastest = experiment.on_the_clock(arms)
+fastest = timings.on_the_clock(arms)
 outputs.save(draw.clock(fastest, where), "clock", recorded=recorded.file)
 
 # %%
@@ -542,7 +542,7 @@ columns = ["model", "library", "name", "reuse", "length", "speedup_median", "acc
 fastest.sort_values("speedup_median", ascending=False)[columns].head(8).round(3)
 
 # %%
-reused = experiment.gain_by_reuse(arms)
+reused = timings.gain_by_reuse(arms)
 display(
     Markdown(
         f"To reuse an exit's layers multiplies the tokens a second by **{reused.median():.2f}** in the median of "

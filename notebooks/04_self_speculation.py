@@ -53,7 +53,7 @@ import foredraft as fd
 from foredraft import paths
 from foredraft.analysis.speedup_lines import level_lines
 from foredraft.articles.outputs import Outputs
-from foredraft.articles.self_speculation import experiment
+from foredraft.articles.self_speculation import experiment, original, search_plots
 from foredraft.articles.self_speculation import plots as draw
 from foredraft.repro import claims as results
 from foredraft.repro import recording
@@ -87,7 +87,7 @@ outputs = Outputs(
     params.model_dump(mode="json"),
     [
         *(paths.prompts(kind) for kind in ("pocket", "chat")),
-        *(paths.plan(name) for name in experiment.PUBLISHED_PLANS),
+        *(paths.plan(name) for name in original.PUBLISHED_PLANS),
         *(file for name in {*params.models, params.model} for file in paths.weights(name)),
         *paths.recordings("self_speculation"),
     ],
@@ -102,7 +102,7 @@ outputs = Outputs(
 # configuration, before anything is run.
 
 # %%
-run = experiment.article_run()
+run = original.article_run()
 display(
     Markdown(
         f"c = **{run['cost']:.3f}** by its clock, **{run['cost_bytes']:.3f}** by bytes; α = **{run['acceptance']:.3f}**. "
@@ -218,7 +218,7 @@ display(
 # %%
 found = find.searched(subject, judge, params)
 tried = table(found, params.objective)
-outputs.save(draw.search(tried), "search", recorded=timed_here.file)
+outputs.save(search_plots.search(tried), "search", recorded=timed_here.file)
 
 # %%
 top = best(found, params.objective)
@@ -246,7 +246,7 @@ tried.sort_values(params.objective, ascending=False).head(5)[
 # %%
 race = experiment.race_of(recorded.table)
 share = experiment.share_of_gain(race)
-outputs.save(draw.race(race), "race", recorded=recorded.file)
+outputs.save(search_plots.race(race), "race", recorded=recorded.file)
 
 # %%
 ends = share.groupby("method")["share"].agg(["min", "median", "count"])
@@ -263,7 +263,7 @@ ends.round(3)
 
 # %%
 frequency = experiment.branch_frequency(race)
-outputs.save(draw.frequency(frequency), "frequency", recorded=recorded.file)
+outputs.save(search_plots.frequency(frequency), "frequency", recorded=recorded.file)
 
 # %% [markdown]
 # Where seeds agree, the model speaks; where they do not, branches are interchangeable, or the search has not settled.
@@ -286,7 +286,9 @@ both = bayes.search(
 everything = pd.concat([tried, table(both, "overlap")], ignore_index=True)
 front = table(bayes.pareto([*found, *both], ("-cost", "overlap")), "overlap")
 lines = level_lines((1.1, 1.25, 1.5))
-outputs.save(draw.trade_off(front, everything, lines), "trade_off", recorded=timed_here.file)
+outputs.save(
+    search_plots.trade_off(front, everything, lines), "trade_off", recorded=timed_here.file
+)
 
 # %% [markdown]
 # ## 7 · When to stop drafting
@@ -402,12 +404,12 @@ departures.round(3)
 # The acceptance at which drafts begin to pay, and to pay well, for every c; and the plans that have been published for large models, by bytes.
 
 # %%
-needed = experiment.needed([x / 50 for x in range(2, 46)], (1.0, 1.1, 1.25, 1.5, 2.0))
-published = experiment.published_plans()
+needed = original.needed([x / 50 for x in range(2, 46)], (1.0, 1.1, 1.25, 1.5, 2.0))
+published = original.published_plans()
 outputs.save(draw.needed(needed, published, run), "needed")
 
 # %%
-at_c = experiment.needed([run["cost"]], (1.0, 1.1, 1.25)).set_index("gain")["acceptance"]
+at_c = original.needed([run["cost"]], (1.0, 1.1, 1.25)).set_index("gain")["acceptance"]
 display(
     Markdown(
         f"At the article's c an acceptance of {at_c[1.0]:.2f} breaks even, {at_c[1.1]:.2f} gives 1.1× and {at_c[1.25]:.2f} gives 1.25×; it had "
@@ -422,8 +424,8 @@ published.round(3)
 # gain at the acceptance of the article's run and at higher ones.
 
 # %%
-floors = experiment.floors()
-gains = experiment.by_bytes((round(run["acceptance"], 3), 0.6, 0.7, 0.8, 0.9))
+floors = original.floors()
+gains = original.by_bytes((round(run["acceptance"], 3), 0.6, 0.7, 0.8, 0.9))
 display(floors.round(1))
 gains.pivot_table(index=["plan", "cost"], columns="acceptance", values="gain").round(2)
 
@@ -431,7 +433,7 @@ gains.pivot_table(index=["plan", "cost"], columns="acceptance", values="gain").r
 # Where the model itself is at hand (`profile="gemma2-9b"`), its own prompt is decoded under its own plan with its own exit.
 
 # %%
-if experiment.fits_article(subject.decoder.config):
+if original.fits_article(subject.decoder.config):
     case = experiment.article_case(subject, params)
     display(case.round(3))
 else:

@@ -49,7 +49,7 @@ from IPython.display import Markdown, display
 
 import foredraft as fd
 from foredraft import paths
-from foredraft.articles.confidence_gating import experiment
+from foredraft.articles.confidence_gating import experiment, signal_plots, signals, texts
 from foredraft.articles.confidence_gating import plots as draw
 from foredraft.articles.confidence_gating.calibration import firsts
 from foredraft.articles.confidence_gating.policies import article
@@ -187,12 +187,12 @@ kinds = [prompt.kind for prompt in found.held_out]
 first_tokens = {pair: firsts(held_out[pair], kinds) for pair in pairs}
 curves = pd.concat(
     [
-        experiment.reliability(table, params.signal).assign(drafter=name, temperature=heat)
+        signals.reliability(table, params.signal).assign(drafter=name, temperature=heat)
         for (name, heat), table in first_tokens.items()
     ],
     ignore_index=True,
 )
-outputs.save(draw.reliability(curves), "reliability")
+outputs.save(signal_plots.reliability(curves), "reliability")
 
 # %% [markdown]
 # And by the kind of prompt, for the drafter and the temperature of the parameters:
@@ -200,23 +200,23 @@ outputs.save(draw.reliability(curves), "reliability")
 # %%
 by_kind = pd.concat(
     [
-        experiment.reliability(part, params.signal, bins=5).assign(kind=kind)
+        signals.reliability(part, params.signal, bins=5).assign(kind=kind)
         for kind, part in first_tokens[main].groupby("kind", sort=False)
     ],
     ignore_index=True,
 ).assign(drafter=main[0], temperature=main[1])
-outputs.save(draw.reliability_by_kind(by_kind), "by_kind")
+outputs.save(signal_plots.reliability_by_kind(by_kind), "by_kind")
 
 # %%
 order = sorted(pairs, key=lambda pair: pair != main)
 auc = pd.concat(
     [
-        experiment.discrimination(first_tokens[pair]).assign(drafter=pair[0], temperature=pair[1])
+        signals.discrimination(first_tokens[pair]).assign(drafter=pair[0], temperature=pair[1])
         for pair in steps(order, "bootstraps")
     ],
     ignore_index=True,
 )
-outputs.save(draw.discrimination(auc), "discrimination")
+outputs.save(signal_plots.discrimination(auc), "discrimination")
 
 # %%
 overall = auc[auc.kind == "all"].pivot_table(
@@ -377,13 +377,13 @@ display(
 # %%
 def threshold_fates(threshold, length, text):
     policy = article(length, params.model_copy(update={"threshold": threshold}))
-    table = experiment.threshold_fates(found, held_out[main], policy, costs[main], text)
+    table = texts.threshold_fates(found, held_out[main], policy, costs[main], text)
     return draw.threshold_fates(table)
 
 
 length = policies[main]["fixed length"].length
-shown = experiment.mixed_text(found, held_out[main], article(length, params))
-fate = experiment.fates(found, held_out[main], article(length, params), shown)
+shown = texts.mixed_text(found, held_out[main], article(length, params))
+fate = texts.fates(found, held_out[main], article(length, params), shown)
 threshold_panel = Panel(
     threshold_fates,
     threshold=Slider.near([n / 20 for n in range(21)], params.threshold),

@@ -43,7 +43,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from foredraft import paths
-from foredraft.articles.llava_sft import experiment
+from foredraft.articles.llava_sft import experiment, saliency
 from foredraft.articles.llava_sft import plots as draw
 from foredraft.articles.llava_sft import table_plots as show
 from foredraft.articles.outputs import Outputs
@@ -252,7 +252,7 @@ by_size.round(3)
 table = shown[level][0]
 places = [(0, 0), (1, 0), (1, 1)]
 best = found[params.method]
-maps = experiment.saliency(best.model, best.processor, table, places)
+maps = saliency.saliency(best.model, best.processor, table, places)
 labels = [table.table.cells[row][column] for row, column in places]
 outputs.save(show.saliency(table.image, maps, labels), "saliency")
 

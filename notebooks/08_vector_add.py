@@ -44,7 +44,7 @@ from IPython.display import Markdown, display
 
 from foredraft import paths
 from foredraft.articles.outputs import Outputs
-from foredraft.articles.vector_add import experiment
+from foredraft.articles.vector_add import cards, compilation, experiment
 from foredraft.articles.vector_add import plots as draw
 from foredraft.kernels.vector_add import Launch, bytes_moved, reference, vector_add
 from foredraft.repro import claims as results
@@ -106,7 +106,7 @@ display(
 
 # %%
 generator = torch.Generator().manual_seed(params.seed)
-of_type = experiment.DTYPES[params.dtype]
+of_type = cards.DTYPES[params.dtype]
 x, y = experiment.operands(params.size, of_type, "contiguous", generator=generator)
 total = vector_add(x, y, launch=Launch(params.block, params.warps))
 assert torch.equal(total, reference(x, y))
@@ -160,7 +160,7 @@ display(
         f"{params.size:,} elements of {params.dtype} move **{moved / 1e6:.2f} MB**: "
         + ", ".join(
             f"{1e6 * moved / card.bandwidth:.2f} µs on an {name}"
-            for name, card in experiment.CARDS.items()
+            for name, card in cards.CARDS.items()
         )
         + ", at the least."
     )
@@ -175,11 +175,11 @@ display(
 # launcher has it compiled when all addresses and the size are multiples of 16, once when they are not.
 
 # %%
-made = experiment.compilations(params)
+made = compilation.compilations(params)
 display(
     Markdown(
-        f"**Aligned** (sm_90, {params.dtype}):\n\n```text\n{experiment.read_aloud(made.aligned)}\n```\n\n**Not aligned**, the first lines:\n\n```text\n"
-        + "\n".join(experiment.read_aloud(made.unaligned).splitlines()[:14])
+        f"**Aligned** (sm_90, {params.dtype}):\n\n```text\n{compilation.read_aloud(made.aligned)}\n```\n\n**Not aligned**, the first lines:\n\n```text\n"
+        + "\n".join(compilation.read_aloud(made.unaligned).splitlines()[:14])
         + "\n```"
     )
 )
@@ -215,7 +215,7 @@ made.launches[["block", "warps", "registers", "load_bytes", "n_loads", "occupanc
 # Add to the residual stream, then normalise. One by one, torch moves each row a dozen times, much of it in float32; fused, it comes in twice and goes out twice.
 
 # %%
-counted = experiment.fusion(params)
+counted = compilation.fusion(params)
 worth = experiment.worth(params, counted)
 outputs.save(draw.fusion(counted, worth), "fusion")
 

@@ -1,6 +1,6 @@
 """The import contract: who may import whom, and what nobody may do.
 
-A layer is a module or a package directly under `foredraft`; the floor is what all layers stand on.
+A layer is a module or a package directly under `foredraft`; all may use the ground.
 """
 
 import ast
@@ -14,51 +14,24 @@ import pytest
 from foredraft import paths
 from foredraft.imports import closure, imported
 
-FLOOR = {
-    *(
-        "articles",
-        "digests",
-        "environment",
-        "files",
-        "git",
-        "hints",
-        "imports",
-        "intervals",
-        "live",
-        "machine",
-        "pairs",
-        "params",
-        "paths",
-    ),
-    *("prompts", "provenance", "reach", "recording", "results", "types", "values"),
-}
-BELOW_BENCH = {"sampling", "models", "decoding"}
+GROUND = {"errors", "files", "imports", "machine", "parallel", "paths", "registry", "types"}
+ENGINE = GROUND | {"kernels", "sampling", "models", "decoding"}
 MAY_IMPORT = {
-    **dict.fromkeys(FLOOR, FLOOR),
-    "figures": {"provenance", "values", "files", "hints"},
-    "outputs": FLOOR | {"figures", "panel"},
-    "redraw": FLOOR | {"figures", "plots"},
+    **dict.fromkeys(GROUND, GROUND),
+    "prompts": GROUND,
     "kernels": {"types"},
     "sampling": {"types", "kernels"},
-    "models": FLOOR | {"kernels"},
-    "cluster": {"environment"},
-    "decoding": FLOOR | {"sampling", "models", "kernels"},
-    "bench": FLOOR | BELOW_BENCH | {"kernels"},
-    "benchmarks": FLOOR | BELOW_BENCH | {"bench", "search", "kernels"},
-    "search": FLOOR | BELOW_BENCH | {"bench", "cluster"},
-    "training": FLOOR | {"models"},
-    "plots": FLOOR | {"figures"},
-    "experiments": FLOOR | BELOW_BENCH | {"bench", "benchmarks", "search", "training", "kernels"},
-    "streaming": {"decoding"},
-    "runner": FLOOR | {"experiments"},
-    "sweep": FLOOR | {"runner", "figures", "plots", "cluster", "outputs"},
-    "panel": {"live"},
-    "citation": FLOOR | {"lock", "outputs"},
-    "lock": FLOOR,
-    "origin": FLOOR | {"outputs"},
-    "readme": FLOOR,
-    "reproduction": FLOOR | {"outputs", "readme"},
-    "verdicts": {"reproduction"},
+    "models": GROUND | {"kernels"},
+    "decoding": ENGINE,
+    "analysis": ENGINE,
+    "repro": GROUND,
+    "viz": GROUND | {"repro"},
+    "benchmarks": ENGINE | {"analysis", "prompts"},
+    "training": ENGINE | {"analysis", "repro"},
+    "search": ENGINE | {"analysis", "benchmarks", "prompts", "repro", "training"},
+    "articles": ENGINE
+    | {"analysis", "benchmarks", "prompts", "repro", "search", "training", "viz"},
+    "sweep": GROUND | {"repro", "viz"},
     "__main__": {"cli"},
 }
 """The layers that each layer may import besides itself; `cli`, at the top, may import all."""
@@ -88,6 +61,15 @@ def test_a_module_imports_only_what_lies_below_it(source):
         assert layers_imported(source) <= MAY_IMPORT[name]
 
 
+@every_source
+def test_an_article_imports_no_other_article(source):
+    articles = paths.PACKAGES["foredraft"] / "articles"
+    if source.parent.parent == articles:
+        homes = {paths.module(name) for name in imported(source)} - {None}
+        theirs = {home.parent for home in homes if home and home.parent.parent == articles}
+        assert theirs <= {source.parent}
+
+
 def test_verify_is_pure_tensors():
     source = paths.PACKAGES["foredraft"] / "decoding" / "verify.py"
     if source.is_file():
@@ -106,8 +88,10 @@ def test_importing_the_package_loads_no_torch():
 
 
 def test_figures_never_import_torch_not_even_lazily():
-    plots = sorted((paths.PACKAGES["foredraft"] / "plots").glob("*.py"))
-    for source in closure(paths.PACKAGES["foredraft"] / "figures.py", *plots):
+    package = paths.PACKAGES["foredraft"]
+    plots = [*package.glob("articles/*/*plots.py"), *package.glob("viz/*.py")]
+    assert len(plots) > 10
+    for source in closure(*sorted(plots), package / "sweep" / "plots.py"):
         assert not {"torch", "jaxtyping", "transformers"} & imported(source), source
 
 
@@ -137,8 +121,8 @@ def test_only_paths_builds_a_path_of_this_repository(source):
 
 
 @every_source
-def test_only_bench_reads_a_fine_clock(source):
-    if source.name != "bench.py":
+def test_only_timing_reads_a_fine_clock(source):
+    if source.name != "timing.py":
         assert "perf_counter" not in source.read_text(encoding="utf-8")
 
 
@@ -163,5 +147,5 @@ def test_notebooks_use_the_package_and_nothing_beside_it():
         text = notebook.read_text(encoding="utf-8")
         assert not re.search(r"sys\.path|!pip|%pip|^class ", text, re.MULTILINE)
         ours = {paths.module(name) for name in imported(notebook)} - {None}
-        forbidden = {"runner", "cli"}
-        assert not forbidden & {layer(home) for home in ours if home}
+        assert "cli" not in {layer(home) for home in ours if home}
+        assert paths.module("foredraft.repro.notebooks") not in ours

@@ -22,7 +22,8 @@ from foredraft.decoding import replay as replaying
 from foredraft.decoding.draft import Draft, Job
 from foredraft.decoding.expected_gain import Curve
 from foredraft.decoding.reader import Reader
-from foredraft.decoding.replay import Script, coupled, record, replay
+from foredraft.decoding.recording import coupled, record
+from foredraft.decoding.replay import Script, replay
 from foredraft.decoding.signal import SIGNALS, Blend, confidence
 from foredraft.decoding.text import Text
 from foredraft.decoding.theory import Costs

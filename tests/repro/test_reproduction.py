@@ -15,7 +15,8 @@ from foredraft.machine import Processor
 from foredraft.registry import article
 from foredraft.repro import verdicts
 from foredraft.repro.claims import Claim, Findings
-from foredraft.repro.reproduction import Baseline, Compared, Report, Verdict, judge
+from foredraft.repro.comparison import Compared, Verdict, judge
+from foredraft.repro.reproduction import Baseline, Report
 from tests import checkout
 from tests.checkout import SLUG, Checkout
 

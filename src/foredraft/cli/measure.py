@@ -1,7 +1,7 @@
 """Commands that measure: benchmarks, and the recordings of articles."""
 
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +10,7 @@ import typer
 from rich.table import Column, Table
 
 from foredraft.cli.options import Device
-from foredraft.cli.output import output, progress
+from foredraft.cli.output import cell, output, progress
 from foredraft.errors import unknown
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _print(frame: "DataFrame") -> None:
     names = _columns(frame)
     table = Table(*(Column(name, overflow="fold") for name in names), box=None, pad_edge=False)
     for row in frame.to_dict("records"):
-        table.add_row(*(_cell(row, name) for name in names))
+        table.add_row(*(cell(row, name) for name in names))
     output.print(table)
 
 
@@ -257,18 +257,6 @@ def _columns(frame: "DataFrame") -> list[str]:
     hidden = ("_min", "_max", "_iqr")
     shown = [column for column in frame.columns if not column.endswith(hidden)]
     return [column.removesuffix("_median") for column in shown]
-
-
-def _cell(row: Mapping[Hashable, Any], name: str) -> str:
-    if f"{name}_max" in row:
-        middle, least, most = (row[f"{name}_{end}"] for end in ("median", "min", "max"))
-        if middle != middle:
-            return "–"
-        return f"{middle:.3g} ({least:.3g}–{most:.3g})"
-    value = row.get(name, row.get(f"{name}_median"))
-    if isinstance(value, float):
-        return "–" if value != value else f"{value:.4g}"
-    return str(value)
 
 
 def _known(slug: str, device: str) -> tuple[str, str]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from foredraft.cli.measure import _cell
 from foredraft.cli.options import (
     Address,
     AsJson,
@@ -19,7 +18,7 @@ from foredraft.cli.options import (
     require_device,
     require_engine,
 )
-from foredraft.cli.output import output, print_json, progress
+from foredraft.cli.output import cell, output, print_json, progress
 from foredraft.errors import unknown
 
 if TYPE_CHECKING:
@@ -238,7 +237,7 @@ def search(  # noqa: PLR0913 - one option a knob
     output.print(f"{best.plan}, draft length {best.length}", soft_wrap=True)
     output.print(
         f"speed-up foretold {best.speedup.mean:.3f} ± {best.speedup.sem:.3f}, by held-out texts "
-        f"{timed['predicted_held_out']:.3f}, decoded {_cell(timed, 'speedup')}, "
+        f"{timed['predicted_held_out']:.3f}, decoded {cell(timed, 'speedup')}, "
         f"n {int(timed['n'])}",
         soft_wrap=True,
     )

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from foredraft.repro.reproduction import Report, Verdict
+from foredraft.repro.comparison import Verdict
+from foredraft.repro.reproduction import Report
 
 SHOWN = 5
 """Changed files that are named."""

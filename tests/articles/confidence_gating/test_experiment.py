@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import foredraft as fd
-from foredraft.articles.confidence_gating import calibration
+from foredraft.articles.confidence_gating import calibration, signals, texts
 from foredraft.articles.confidence_gating import experiment as gating
 from foredraft.articles.confidence_gating import policies as gating_policies
 from foredraft.articles.confidence_gating.experiment import Subject
@@ -212,7 +212,7 @@ def test_a_gate_that_brings_nothing_is_left_out():
 
 def test_the_text_shown_is_the_one_whose_gate_is_most_undecided(subject, held_out):
     policy = gating_policies.article(2, settings(threshold=0.09))
-    shown = gating.mixed_text(subject, held_out, policy)
+    shown = texts.mixed_text(subject, held_out, policy)
     shares = []
     for text in range(len(TEXTS)):
         rounds = gating_policies.rounds_of(gating.replay(held_out, policy.gate, policy.stop))
@@ -223,11 +223,11 @@ def test_the_text_shown_is_the_one_whose_gate_is_most_undecided(subject, held_ou
 
 def test_a_threshold_is_shown_with_what_it_comes_to_on_all_texts(subject, held_out):
     policy = gating_policies.article(2, settings(threshold=0.1))
-    table = gating.threshold_fates(subject, held_out, policy, COSTS, text=1)
+    table = texts.threshold_fates(subject, held_out, policy, COSTS, text=1)
     columns = ["text", "confidence", "fate"]
-    expected = gating.fates(subject, held_out, policy, text=1)
+    expected = texts.fates(subject, held_out, policy, text=1)
     pd.testing.assert_frame_equal(table[columns], expected)
-    always = gating.threshold_fates(
+    always = texts.threshold_fates(
         subject, held_out, gating_policies.article(2, settings(threshold=0.0)), COSTS, text=1
     )
     assert (always["closed"] == 0).all()
@@ -334,23 +334,23 @@ def spread_out(n: int = 60) -> pd.DataFrame:
 
 
 def test_a_signal_that_tells_everything_has_an_auc_of_one_whatever_its_direction():
-    found = gating.discrimination(spread_out(), resamples=5)
+    found = signals.discrimination(spread_out(), resamples=5)
     assert found.loc[found["kind"] == "all", "auc"].tolist() == [1.0] * 4
     assert found.loc[found["kind"] == "all", "sem"].tolist() == [0.0] * 4
 
 
 def test_where_all_are_accepted_there_is_nothing_to_tell_apart():
-    found = gating.discrimination(spread_out().assign(accepted=True), resamples=5)
+    found = signals.discrimination(spread_out().assign(accepted=True), resamples=5)
     assert found["auc"].isna().all()
 
 
 def test_a_signal_that_was_not_looked_at_is_left_out():
-    found = gating.discrimination(spread_out().assign(draft_confidence=math.nan), resamples=5)
+    found = signals.discrimination(spread_out().assign(draft_confidence=math.nan), resamples=5)
     assert set(found["signal"]) == {"confidence", "entropy", "margin"}
 
 
 def test_bins_of_a_signal_hold_as_many_places_and_intervals_their_shares():
-    found = gating.reliability(spread_out(), "confidence", bins=6)
+    found = signals.reliability(spread_out(), "confidence", bins=6)
     assert found["n"].tolist() == [10] * 6
     assert found["share"].tolist() == [0, 0, 0, 1, 1, 1]
     assert (found["low"] <= found["share"]).all()
@@ -384,7 +384,7 @@ def test_replayed_rounds_are_those_that_decoding_makes(subject, held_out, tuning
 
 def test_every_token_of_a_text_has_a_fate(subject, held_out):
     policy = gating_policies.article(2, settings(threshold=0.1))
-    table = gating.fates(subject, held_out, policy, text=1)
+    table = texts.fates(subject, held_out, policy, text=1)
     assert "".join(table["text"]) == letters().decode(held_out.tokens[1])
     trace = replay(held_out, policy.gate, policy.stop)
     rows = [row for each in trace.rounds[1:] for row in each.rows if row.row == 1]
@@ -392,7 +392,7 @@ def test_every_token_of_a_text_has_a_fate(subject, held_out):
     assert counts.get("accepted", 0) == sum(row.accepted for row in rows)
     assert counts["plain"] == 1 + sum(row.drafted == 0 for row in rows)
     with pytest.raises(ValueError, match="never drafts"):
-        gating.fates(subject, held_out, Policy("never"), text=0)
+        texts.fates(subject, held_out, Policy("never"), text=0)
 
 
 def test_curves_are_told_knot_by_knot(tuning):

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from foredraft.articles.confidence_gating import plots as draw
+from foredraft.articles.confidence_gating import signal_plots
 from foredraft.viz import figures
 from tests.redrawn import assert_drawn_again
 
@@ -146,8 +147,8 @@ def clock() -> pd.DataFrame:
 
 DRAWN = {
     "confirmed": lambda: draw.confirmed(confirmations()),
-    "reliability": lambda: draw.reliability(bins()),
-    "discrimination": lambda: draw.discrimination(aucs()),
+    "reliability": lambda: signal_plots.reliability(bins()),
+    "discrimination": lambda: signal_plots.discrimination(aucs()),
     "policies": lambda: draw.policies(gains()),
     "thresholds": lambda: draw.thresholds(sweep(), 1.4),
     "curves": lambda: draw.curves(chances(), 0.45),
@@ -183,7 +184,7 @@ def test_confirmed_counts_the_policies_within_two_standard_errors():
 @pytest.mark.parametrize("signal", ["confidence", "entropy"])
 def test_reliability_tells_how_acceptance_changes_as_its_signal_rises(signal):
     table = bins(signal)
-    figure = draw.reliability(table.iloc[::-1])
+    figure = signal_plots.reliability(table.iloc[::-1])
     assert f"lowest {signal} to the highest" in title(figure)
     assert "by +10 to +20 points" in title(figure)
     assert len(figure.axes) == len(HEATS)
@@ -191,11 +192,11 @@ def test_reliability_tells_how_acceptance_changes_as_its_signal_rises(signal):
 
 
 def test_what_is_known_after_drafting_does_not_count_as_known_before():
-    assert "0.60 to 0.65" in title(draw.discrimination(aucs()))
+    assert "0.60 to 0.65" in title(signal_plots.discrimination(aucs()))
 
 
 def test_signals_are_shown_by_kind_and_by_drafter_where_they_are_known():
-    left, right = draw.discrimination(aucs()).axes
+    left, right = signal_plots.discrimination(aucs()).axes
     assert rows_of(left) == ["all", "function", "test"]
     assert rows_of(right) == [f"{d}, T = {t:g}" for d, t in product(DRAFTERS, HEATS)]
     assert len(left.containers) == 2 * 4, "nothing is known of the third kind"
@@ -295,7 +296,7 @@ def test_each_kind_has_a_panel_and_the_title_tells_how_far_acceptance_goes():
         for value, share in zip((0.1, 0.9), shares, strict=True)
     ]
     told = {"drafter": "draft model", "temperature": 0.0, "signal": "confidence"}
-    figure = draw.reliability_by_kind(pd.DataFrame(rows).assign(**told))
+    figure = signal_plots.reliability_by_kind(pd.DataFrame(rows).assign(**told))
     assert [axes.get_title("center").strip() for axes in figure.axes] == list(ends)
     assert (
         title(figure) == "Draft model, greedy: kind by kind acceptance changes by -10 to +70 points"

@@ -10,7 +10,7 @@ import torch
 
 from foredraft.analysis.published import published, shares
 from foredraft.analysis.speedup_lines import best_gain, level_lines
-from foredraft.articles.layer_skipping import experiment
+from foredraft.articles.layer_skipping import candidates, drafting, experiment, timings
 from foredraft.decoding import theory
 from foredraft.decoding.draft import Job
 from foredraft.decoding.exit import FixedLength
@@ -32,7 +32,7 @@ PLANS = {
     "first off": SkipPlan.layers([0]),
     "everything": SkipPlan.layers(range(N_LAYERS)),
 }
-CANDIDATES = [experiment.Candidate("any", name, plan) for name, plan in PLANS.items()]
+CANDIDATES = [candidates.Candidate("any", name, plan) for name, plan in PLANS.items()]
 PROMPTS = [[0, 1, 4], [3, 2, 2, 1, 0, 4, 1, 1], [2]]
 SHARES = {
     "gemma-2-2b": (0.141, 0.634, 0.226),
@@ -134,15 +134,15 @@ def test_a_whole_vocabulary_is_no_trimming_and_a_smaller_one_costs_less(subject,
 
 
 def test_greedy_texts_are_the_target_s_whatever_drafts(subject, chosen):
-    texts = experiment.greedy_texts(subject, CANDIDATES, chosen, n_prompts=3)
+    texts = drafting.greedy_texts(subject, CANDIDATES, chosen, n_prompts=3)
     assert set(texts) == {"no draft", *PLANS}
     assert all(text == texts["no draft"] for text in texts.values())
 
 
 def test_drafting_with_nothing_skipped_accepts_everything(subject, chosen):
-    whole = experiment.Candidate("any", "whole", SkipPlan())
-    rounds = experiment.drafting(subject, [whole, *CANDIDATES], chosen)
-    table = experiment.in_earnest(rounds)
+    whole = candidates.Candidate("any", "whole", SkipPlan())
+    rounds = drafting.drafting(subject, [whole, *CANDIDATES], chosen)
+    table = drafting.in_earnest(rounds)
     found = table[table.measure == "acceptance"].set_index("name")["mean"]
     assert found["whole"] == 1
     assert (found <= 1).all()
@@ -183,21 +183,21 @@ def test_the_cheapest_branch_is_the_one_that_costs_least_for_its_bytes():
         ("one branch", "c", SkipPlan(mlp=[1]), 0.3, 0.80),
     )
     config = tiny("llama", 5, 3, torch.float32).config
-    found = [each.plan for each in experiment.cheapest_first(table, config, 3)]
+    found = [each.plan for each in candidates.cheapest_first(table, config, 3)]
     assert found[0] == SkipPlan(mlp=[0])
     assert found[1] == SkipPlan(mlp=[0, 1], attn=[]) or found[1] == SkipPlan(mlp=[0], attn=[0])
     assert len(found[2]) == 3
 
 
 def test_random_sets_have_their_sizes_and_are_drawn_from_the_seed(chosen):
-    once, again = (experiment.joint_branches(12, chosen) for _ in range(2))
+    once, again = (candidates.joint_branches(12, chosen) for _ in range(2))
     assert once == again
     assert [len(each.plan) for each in once] == [2, 2, 4, 4]
 
 
 def test_plans_of_equal_cost_come_in_pairs():
     config = tiny("gemma2", 5, 3, torch.float32).config
-    plans = experiment.equal_costs(N_LAYERS)
+    plans = candidates.equal_costs(N_LAYERS)
     costs = {family: set() for family in ("early exit", "spread out")}
     for each in plans:
         costs[each.family].add(each.plan.cost(config))
@@ -205,11 +205,11 @@ def test_plans_of_equal_cost_come_in_pairs():
 
 
 def test_sets_of_three_are_told_apart_by_where_stacking_took_them_from():
-    found = [each for each in experiment.threes(12) if each.family != "one layer"]
+    found = [each for each in candidates.threes(12) if each.family != "one layer"]
     families = pd.Series([each.family for each in found]).value_counts()
     assert families.to_dict() == {"one of each, apart": 12, "one origin": 12, "a run": 10}
     origins = {
-        each.name: {layer % experiment.PERIOD for layer in each.plan.attn}
+        each.name: {layer % candidates.PERIOD for layer in each.plan.attn}
         for each in found
         if each.family != "one origin"
     }
@@ -265,7 +265,7 @@ def recorded():
 
 
 def test_the_clock_s_best_is_the_fastest_length_of_each_way(recorded):
-    best = experiment.on_the_clock(recorded)
+    best = timings.on_the_clock(recorded)
     assert best["length"].tolist() == [2, 1, 4]
 
 
@@ -282,11 +282,11 @@ def test_the_gain_of_reuse_pairs_settings_that_ran_both_ways():
 
     rows = [row("exit 3", True, 12.0), row("exit 3", False, 10.0), row("one branch", False, 9.0)]
     rows.append(row("exit 3", False, 5.0, "transformers"))
-    assert experiment.gain_by_reuse(pd.DataFrame(rows)).tolist() == [1.2]
+    assert timings.gain_by_reuse(pd.DataFrame(rows)).tolist() == [1.2]
 
 
 def test_a_measured_cost_is_ours_alone(recorded):
-    table = experiment.measured_costs(recorded).set_index("model")
+    table = timings.measured_costs(recorded).set_index("model")
     assert table.loc["plain", "cost_measured"] == pytest.approx(0.6)
 
 
@@ -298,12 +298,10 @@ def test_times_of_branches_go_to_their_plans_in_per_cent_if_all_were_timed():
         {**off, "plan": plan, "share_median": share}
         for plan, share in zip(plans, (0.04, 0.03), strict=True)
     ]
-    timed = experiment.with_times(singles, pd.DataFrame(reversed(rows)))
+    timed = timings.with_times(singles, pd.DataFrame(reversed(rows)))
     assert timed["time"].tolist() == pytest.approx([4, 3])
-    assert "time" not in experiment.with_times(singles, pd.DataFrame(rows[:1]))
-    assert "time" not in experiment.with_times(
-        singles, pd.DataFrame(rows[:0], columns=["strategy"])
-    )
+    assert "time" not in timings.with_times(singles, pd.DataFrame(rows[:1]))
+    assert "time" not in timings.with_times(singles, pd.DataFrame(rows[:0], columns=["strategy"]))
 
 
 def test_claims_name_values_and_take_speeds_from_our_own_rows(recorded):
@@ -319,8 +317,8 @@ def test_claims_name_values_and_take_speeds_from_our_own_rows(recorded):
 @pytest.mark.parametrize("name", PLANS)
 def test_a_drafted_text_is_the_targets_and_every_token_has_a_fate(subject, chosen, name):
     greedy = chosen.model_copy(update={"temperature": 0.0})
-    table = experiment.drafted_text(subject, letters(), PLANS[name], greedy, prompt=1)
-    texts = experiment.greedy_texts(subject, [], greedy, n_prompts=2)
+    table = drafting.drafted_text(subject, letters(), PLANS[name], greedy, prompt=1)
+    texts = drafting.greedy_texts(subject, [], greedy, n_prompts=2)
     assert "".join(table["text"]) == letters().decode(texts["no draft"][1])
     counts = table["fate"].value_counts()
     assert counts.get("accepted", 0) == table["accepted"].iloc[0]
@@ -331,5 +329,5 @@ def test_a_drafted_text_is_the_targets_and_every_token_has_a_fate(subject, chose
 
 def test_the_branches_that_are_off_are_named_by_their_ends(subject, chosen):
     plan = SkipPlan(attn=[0, 1], mlp=[1])
-    table = experiment.drafted_text(subject, letters(), plan, chosen, prompt=0)
+    table = drafting.drafted_text(subject, letters(), plan, chosen, prompt=0)
     assert set(table["off"]) == {"attention 0–1 and MLP 1"}

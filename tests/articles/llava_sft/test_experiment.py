@@ -10,6 +10,7 @@ from foredraft import paths
 from foredraft.analysis.statistics import numbers
 from foredraft.articles.llava_sft import experiment as sft
 from foredraft.articles.llava_sft import recording as llava_growth
+from foredraft.articles.llava_sft import saliency
 from foredraft.repro import params, recording
 from foredraft.repro.provenance import stamp
 from foredraft.training.llava.model import Sizes, save, untrained
@@ -138,14 +139,14 @@ def test_the_span_of_a_cell_is_its_text_wherever_it_stands():
     texts = [["a\\|b", "long"], ["c", ""], ["dd", "7"]]
     for row, cells in enumerate(texts):
         for column, text in enumerate(cells):
-            start, end = sft.cell_span(table.markdown(), row, column)
+            start, end = saliency.cell_span(table.markdown(), row, column)
             assert table.markdown()[start:end] == text
 
 
 def test_where_a_model_looks_is_a_share_of_every_patch(settings):
     model, processor = sft.base(settings)
     example = sft.held_out(settings, 1)[0]
-    maps = sft.saliency(model, processor, example, [(0, 0), (1, 1)])
+    maps = saliency.saliency(model, processor, example, [(0, 0), (1, 1)])
     for each in maps:
         assert each.shape == (16, 16)
         assert (float(each.min()) >= 0, float(each.max())) == (True, pytest.approx(1))

@@ -10,7 +10,7 @@ import torch
 
 import foredraft as fd
 from foredraft.analysis.published import published
-from foredraft.articles.self_speculation import experiment
+from foredraft.articles.self_speculation import experiment, original
 from foredraft.decoding import theory
 from foredraft.decoding.exit import FixedLength
 from foredraft.decoding.theory import Costs
@@ -61,7 +61,7 @@ def decoded(subject, prompts, stop, n_new, *, temperature=1.0, verification="tok
 
 
 def test_the_article_s_run_follows_from_its_own_numbers():
-    run = experiment.article_run()
+    run = original.article_run()
     assert run["cost"] == pytest.approx(0.607, abs=5e-4)
     assert run["cost_bytes"] == pytest.approx(0.609, abs=5e-4)
     assert run["speedup"] == pytest.approx(0.812, abs=5e-4)
@@ -70,7 +70,7 @@ def test_the_article_s_run_follows_from_its_own_numbers():
 
 
 def test_the_best_that_the_article_s_pair_can_do_is_to_draft_one_token_and_lose():
-    run = experiment.article_run()
+    run = original.article_run()
     assert run["best"] == pytest.approx((1 + run["acceptance"]) / (1 + run["cost"]))
     assert run["speedup"] < run["best"] < 1
     lengths = experiment.foretold_by_length(run["acceptance"], run["cost"], 8)
@@ -80,7 +80,7 @@ def test_the_best_that_the_article_s_pair_can_do_is_to_draft_one_token_and_lose(
 
 
 def test_published_plans_leave_more_than_half_of_the_bytes_to_read():
-    plans = experiment.published_plans().set_index("plan")
+    plans = original.published_plans().set_index("plan")
     assert plans["cost"].round(3).to_dict() == {
         "gemma-2-9b-it": 0.609,
         "llama-2-13b": 0.639,
@@ -259,11 +259,11 @@ def test_tokens_a_round_are_those_after_the_prefill_over_all_rounds(llama, verif
 
 def test_to_break_even_acceptance_has_to_be_what_a_draft_costs():
     costs = [0.05, 0.3, 0.6, 0.9]
-    assert experiment.needed(costs, [1.0])["acceptance"].tolist() == pytest.approx(costs)
+    assert original.needed(costs, [1.0])["acceptance"].tolist() == pytest.approx(costs)
 
 
 def test_the_acceptance_that_is_needed_gives_the_gain_and_no_less_does():
-    table = experiment.needed([0.1, 0.4], [1.1, 1.5, 2.0])
+    table = original.needed([0.1, 0.4], [1.1, 1.5, 2.0])
     for row in table.to_dict("records"):
         reached, missed = (
             max(theory.speedup(row["acceptance"] - less, n, cost=row["cost"]) for n in range(1, 33))
@@ -273,7 +273,7 @@ def test_the_acceptance_that_is_needed_gives_the_gain_and_no_less_does():
 
 
 def test_more_gain_and_costlier_drafts_need_more_acceptance():
-    table = experiment.needed([0.1, 0.2, 0.4], [1.0, 1.1, 1.5, 2.0])
+    table = original.needed([0.1, 0.2, 0.4], [1.0, 1.1, 1.5, 2.0])
     grid = table.pivot(index="gain", columns="cost", values="acceptance")
     assert (grid.diff().iloc[1:] > 0).all(axis=None)
     assert (grid.diff(axis=1).iloc[:, 1:] > 0).all(axis=None)
@@ -281,7 +281,7 @@ def test_more_gain_and_costlier_drafts_need_more_acceptance():
 
 def test_a_gain_that_not_even_full_acceptance_gives_needs_no_number():
     """At c = 0.9 drafts of 32 that all stand give 33 ÷ 29.8."""
-    low, high = experiment.needed([0.9], [33 / 29.8 - 1e-6, 33 / 29.8 + 1e-6])["acceptance"]
+    low, high = original.needed([0.9], [33 / 29.8 - 1e-6, 33 / 29.8 + 1e-6])["acceptance"]
     assert low == pytest.approx(1, abs=1e-4)
     assert np.isnan(high)
 
@@ -382,7 +382,7 @@ def test_from_what_was_foretold_to_the_clock_every_step_has_a_name():
 
 
 def test_by_bytes_a_plan_of_gemma_gains_what_theory_says_at_its_best_length():
-    table = experiment.by_bytes((0.4, 0.9)).set_index(["plan", "acceptance"])
+    table = original.by_bytes((0.4, 0.9)).set_index(["plan", "acceptance"])
     for (_, alpha), row in table.iterrows():
         gains = [theory.speedup(alpha, n, cost=row["cost"]) for n in range(17)]
         assert row["gain"] == pytest.approx(max(gains))
@@ -393,15 +393,15 @@ def test_by_bytes_a_plan_of_gemma_gains_what_theory_says_at_its_best_length():
 
 def test_a_token_of_gemma_takes_its_weights_over_the_bandwidth_at_least():
     """9.24 billion weights, the embedding counted once, in two bytes each."""
-    table = experiment.floors().set_index("device")
+    table = original.floors().set_index("device")
     assert table.loc["A100 80 GB", "weights_GB"] == pytest.approx(18.48, rel=0.005)
     assert table.loc["A100 80 GB", "ms_per_token"] == pytest.approx(18.48 / 2.039, rel=0.005)
 
 
 def test_the_articles_plan_fits_a_gemma2_of_its_layers_alone():
     config = DecoderConfig.from_hf(published("gemma-2-9b"))
-    assert experiment.fits_article(config)
-    assert not experiment.fits_article(replace(config, n_layers=26, windows=config.windows[:26]))
+    assert original.fits_article(config)
+    assert not original.fits_article(replace(config, n_layers=26, windows=config.windows[:26]))
 
 
 def test_every_claim_has_its_value_and_its_n():
@@ -415,7 +415,7 @@ def test_every_claim_has_its_value_and_its_n():
     share = pd.DataFrame({"method": ["Ax", "Ax", "random"], "share": [0.9, 1.0, 0.2]})
     won = experiment.timed(recorded()).query("name == 'found 1'").set_index(["model", "sampler"])
     searched = experiment.searches(recorded())
-    values, claims = experiment.findings(experiment.article_run(), check, 0.4, share, won, searched)
+    values, claims = experiment.findings(original.article_run(), check, 0.4, share, won, searched)
     flat = results.flattened(json.loads(json.dumps(values)))
     told = {claim.id: (flat[claim.key], claim.n) for claim in claims}
     assert told["greedy"] == (1, 4)

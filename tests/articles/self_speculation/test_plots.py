@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from foredraft.articles.self_speculation import plots as draw
+from foredraft.articles.self_speculation import search_plots
 from foredraft.viz import figures
 from tests.redrawn import assert_drawn_again
 
@@ -165,10 +166,10 @@ DRAWN = {
     "article": lambda: draw.article(article_lengths(), RUN),
     "reality": lambda: draw.reality(checks()),
     "shortcuts": lambda: draw.shortcuts(checks()),
-    "search": lambda: draw.search(search_trials()),
-    "race": lambda: draw.race(the_race()),
-    "frequency": lambda: draw.frequency(frequencies()),
-    "trade_off": lambda: draw.trade_off(front(), tried(), level_lines()),
+    "search": lambda: search_plots.search(search_trials()),
+    "race": lambda: search_plots.race(the_race()),
+    "frequency": lambda: search_plots.frequency(frequencies()),
+    "trade_off": lambda: search_plots.trade_off(front(), tried(), level_lines()),
     "controllers": lambda: draw.controllers(thresholds(), policies()),
     "timed": lambda: draw.timed(times()),
     "needed": lambda: draw.needed(level_lines(), PLANS, RUN),
@@ -237,26 +238,26 @@ def test_shortcuts_tell_the_median_error_of_each_way_where_texts_are_drawn():
 def test_a_search_names_its_best_plan_and_when_it_was_tried():
     trials = search_trials()
     trials.loc[17, ["speedup", "best"]] = 1.5
-    assert "1.50× ± 0.04, trial 18" in title(draw.search(trials))
+    assert "1.50× ± 0.04, trial 18" in title(search_plots.search(trials))
 
 
 def test_a_race_counts_gains_from_the_mean_plan_to_the_best():
-    told = title(draw.race(the_race()))
+    told = title(search_plots.race(the_race()))
     assert "40 of 1,024 plans Ax has 100% " in told
     assert "random 50%" in told
 
 
 def test_frequency_counts_branches_that_are_always_and_never_off():
-    assert "3 of 24 branches are off" in title(draw.frequency(frequencies()))
-    assert "4 in none" in title(draw.frequency(frequencies()))
+    assert "3 of 24 branches are off" in title(search_plots.frequency(frequencies()))
+    assert "4 in none" in title(search_plots.frequency(frequencies()))
 
 
 def test_a_trade_off_counts_plans_that_pay_and_the_line_that_they_pass():
-    told = title(draw.trade_off(front(), tried(), level_lines()))
+    told = title(search_plots.trade_off(front(), tried(), level_lines()))
     assert told.startswith("2 of 3 plans")
     assert "beyond 1.25×" in told
     poor = front().assign(overlap=[0.1, 0.3, 0.6])
-    assert title(draw.trade_off(poor, tried(), level_lines())).startswith("0 of 3 plans")
+    assert title(search_plots.trade_off(poor, tried(), level_lines())).startswith("0 of 3 plans")
 
 
 def test_controllers_are_held_against_the_best_fixed_length():

@@ -17,7 +17,7 @@ from foredraft.analysis.acceptance import (
     tokens_per_pass,
 )
 from foredraft.analysis.statistics import interval, ratios
-from foredraft.articles.speculative_decoding import experiment
+from foredraft.articles.speculative_decoding import experiment, policies
 from foredraft.decoding import theory
 from foredraft.prompts import Prompt, chat_ids
 from foredraft.repro import claims as results
@@ -157,19 +157,19 @@ def test_the_margin_is_counted_in_units_of_the_last_place():
 
 def test_the_oracle_is_at_least_as_fast_as_any_fixed_length_that_accepts_the_same():
     table = rounds(*[(i, 3, 3, n) for i, n in enumerate((0, 1, 3, 3, 2, 0, 1))])
-    (row,) = experiment.policies(table, "kind", 3, COSTS).to_dict("records")
+    (row,) = policies.policies(table, "kind", 3, COSTS).to_dict("records")
     assert row["fixed"] <= row["best"] <= row["oracle"]
-    lengths = experiment.lengths_compared(table, "kind", COSTS)
+    lengths = policies.lengths_compared(table, "kind", COSTS)
     assert lengths["length"].tolist() == [0, 1, 2, 3]
     assert row["best"] == lengths["speedup"].max()
 
 
 def test_an_oracle_that_never_drafts_gains_nothing():
-    assert experiment.oracle_speedup(rounds((0, 3, 3, 0)), COSTS) == 1
+    assert policies.oracle_speedup(rounds((0, 3, 3, 0)), COSTS) == 1
 
 
 def test_the_surface_never_falls_below_one_and_rises_only_above_the_diagonal():
-    grid = experiment.surface(points=8)
+    grid = policies.surface(points=8)
     assert (grid["speedup"] >= 1).all()
     assert (grid.loc[grid["acceptance"] <= grid["cost"], "length"] == 0).all()
     assert (grid.loc[grid["acceptance"] > grid["cost"] + 1e-9, "speedup"] > 1).all()
@@ -192,7 +192,7 @@ def test_recorded_costs_cover_every_length_up_to_the_longest_that_was_timed(pair
 
 def test_a_fixed_length_beyond_the_longest_draft_is_that():
     table = rounds(*[(i, 3, 3, n) for i, n in enumerate((0, 1, 3, 3))])
-    (row,) = experiment.policies(table, "kind", 12, COSTS).to_dict("records")
+    (row,) = policies.policies(table, "kind", 12, COSTS).to_dict("records")
     assert row["fixed_length"] == 3
 
 
@@ -369,7 +369,7 @@ def test_the_whole_article_runs_on_a_published_pair(smollm2):
     assert acceptance_rate(run.rounds)["n"].tolist() == [8]
     assert set(experiment.rules_compared(pair, run, smollm2)["length"]) == {1, 2, 3, 5, 8}
     costs = experiment.costs(pair, smollm2, pd.DataFrame())
-    (row,) = experiment.policies(run.rounds, "kind", smollm2.length, costs).to_dict("records")
+    (row,) = policies.policies(run.rounds, "kind", smollm2.length, costs).to_dict("records")
     assert row["fixed"] <= row["best"] <= row["oracle"]
     assert set(experiment.divergences(asked, smollm2)["dtype"]) == {"bfloat16"}
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from foredraft.articles.vector_add import experiment
+from foredraft.articles.vector_add import compilation, experiment
 from foredraft.kernels.compiled import Compiled
 from foredraft.repro.params import load as load_params
 
@@ -36,7 +36,7 @@ def made(params, monkeypatch):
         ]
 
     monkeypatch.setattr(experiment, "compile_specimens", compiler)
-    return experiment.compilations(params), asked
+    return compilation.compilations(params), asked
 
 
 def test_every_element_has_one_program_instance_and_the_mask_the_rest():
@@ -88,7 +88,7 @@ def test_no_operation_uses_more_than_a_card_has(params):
     ("registers", "warps", "resident"), [(16, 4, 16), (16, 1, 32), (64, 4, 8), (255, 8, 1)]
 )
 def test_registers_threads_and_slots_limit_what_is_resident(registers, warps, resident):
-    assert experiment.resident_instances(registers, warps) == resident
+    assert compilation.resident_instances(registers, warps) == resident
 
 
 def test_each_compilation_goes_to_its_table(params, made):
@@ -106,20 +106,20 @@ def test_each_compilation_goes_to_its_table(params, made):
 def test_a_launch_can_ask_for_what_its_resident_instances_load(made):
     row = made[0].launches.iloc[0]
     assert row.bytes_under_way == 2 * row.block * 4 * row.resident
-    wanted = 3.35e12 * 2 / 3 * experiment.LATENCY / 132
+    wanted = 3.35e12 * 2 / 3 * compilation.LATENCY / 132
     assert row.attainable == pytest.approx(min(1, row.bytes_under_way / wanted))
 
 
 def test_what_is_read_aloud_loads_stores_and_says_where_the_block_is():
     text = "mov.u32 \t%r1, %ctaid.x;\nret;\n@%p1 ld.global.v4.b32 { %r2 }, [ %rd1 + 0 ];"
-    assert experiment.read_aloud(compiled(text=text)).splitlines() == [
+    assert compilation.read_aloud(compiled(text=text)).splitlines() == [
         "mov.u32 \t%r1, %ctaid.x;",
         "@%p1 ld.global.v4.b32 { %r2 }, [ %rd1 + 0 ];",
     ]
 
 
 def test_with_few_rows_fusion_saves_launches_and_with_many_bytes(params):
-    counted = experiment.fusion(params)
+    counted = compilation.fusion(params)
     worth = experiment.worth(params, counted)
     few, many = (worth[worth["rows"] == n] for n in (min(params.rows), max(params.rows)))
     assert (few.share_launches > 100 * few.share_bytes).all()
@@ -146,7 +146,7 @@ def test_claims_have_their_values_and_say_whether_a_clock_was_read(params, made)
     laws = pd.DataFrame(
         {"filters": ["top-p", "drafted"], "expected": [0.5, 0.5], "found": [0.49, 0.1], "n": 16}
     )
-    counted = experiment.fusion(params)
+    counted = compilation.fusion(params)
     values, claims = experiment.findings(checked, made[0], counted, laws, None)
     assert values["times"] == {"recorded": False}
     assert values["law"]["largest_distance"] == pytest.approx(0.01), "the draft is no claim"

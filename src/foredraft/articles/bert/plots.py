@@ -12,6 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter
 
 from foredraft.viz import figures
+from foredraft.viz.axes import SHARE, legend_below, line_style
 from foredraft.viz.figures import STYLES, Style
 
 PRECISIONS: Mapping[str, Style] = {
@@ -81,7 +82,6 @@ SPENT: Mapping[str, str] = {"ms": "time", "MB": "peak of memory"}
 COLUMNS, LINE = 100, 0.19
 """Characters in a line of tokens, and its height in inches."""
 
-SHARE = FuncFormatter(lambda share, _: f"{share:.0%}")
 SMALL: Mapping[str, Any] = {"fontsize": 6, "title_fontsize": 6}
 BARS: Mapping[str, Any] = {"elinewidth": 0.8, "capsize": 1.5}
 """The look of intervals."""
@@ -101,7 +101,11 @@ def parity(states: pd.DataFrame) -> Figure:
         if rows.empty:
             continue
         drawn = rows["difference"].clip(lower=LEAST)
-        line: dict[str, Any] = {"color": look.colour, "marker": look.marker, **_dashes(look)}
+        line: dict[str, Any] = {
+            "color": look.colour,
+            "marker": look.marker,
+            "linestyle": line_style(look),
+        }
         axes.plot(rows["layer"], drawn, label=name, **line)
         bound = float(rows["bound"].iloc[0])
         axes.axhline(bound, color=look.colour, linewidth=0.9, linestyle=":")
@@ -109,7 +113,7 @@ def parity(states: pd.DataFrame) -> Figure:
     layers = sorted({int(layer) for layer in states["layer"]})
     axes.set(yscale="log", xlabel="behind layer", ylabel="largest difference")
     axes.set_xticks(layers, ["embeddings", *(f"{layer}" for layer in layers[1:])])
-    _legend_below(figure, f"dotted: what is allowed; 0 is drawn at {LEAST:.0e}")
+    legend_below(figure, f"dotted: what is allowed; 0 is drawn at {LEAST:.0e}")
     figure.suptitle(f"Hidden states differ by at most {', '.join(told)}", fontsize=8)
     return figure
 
@@ -223,7 +227,11 @@ def by_rate(table: pd.DataFrame) -> Figure:
         rows = figures.where(table, rule=rule).sort_values("rate")
         if rows.empty:
             continue
-        line: dict[str, Any] = {"color": look.colour, "marker": look.marker, **_dashes(look)}
+        line: dict[str, Any] = {
+            "color": look.colour,
+            "marker": look.marker,
+            "linestyle": line_style(look),
+        }
         ends = _ends(rows, "accuracy")
         right.errorbar(rows["rate"], rows["accuracy"], yerr=ends, label=rule, **line, **BARS)
         nats.plot(rows["rate"], rows["nats"], **line)
@@ -235,7 +243,7 @@ def by_rate(table: pd.DataFrame) -> Figure:
     for axes in figure.axes:
         axes.set(xlabel="share of tokens that is asked")
         axes.xaxis.set_major_formatter(SHARE)
-    _legend_below(figure, "chance decides over; bars: 95 % bounds over docstrings")
+    legend_below(figure, "chance decides over; bars: 95 % bounds over docstrings")
     rates = table["rate"].min(), table["rate"].max()
     figure.suptitle(
         f"Guessed as {rates[0]:.0%} → {rates[1]:.0%} are asked: {', '.join(told)}", fontsize=8
@@ -263,15 +271,18 @@ def learning(curves: pd.DataFrame, guessers: pd.DataFrame) -> Figure:
         rows = figures.where(curves, run=run).sort_values("tokens")
         if rows.empty:
             continue
-        line = {"color": look.colour, "marker": look.marker, "label": name, **_dashes(look)}
+        line = {
+            "color": look.colour,
+            "marker": look.marker,
+            "label": name,
+            "linestyle": line_style(look),
+        }
         axes.plot(rows["tokens"] / 1e6, rows["held_out"], **line)
         told.append(f"{name} {rows['held_out'].iloc[-1]:.2f}")
     axes.set(xscale="log", xlabel="tokens read, millions", ylabel="nats a masked token")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda n, _: ""))
-    _legend_below(
-        figure, "lines: counting; markers: a fixed sample of rows of the held-out package"
-    )
+    legend_below(figure, "lines: counting; markers: a fixed sample of rows of the held-out package")
     counted = figures.where(guessers, who="both_neighbours")["nats"]
     told += [f"counting, at best, {nats:.2f}" for nats in counted]
     figure.suptitle(f"Nats a masked token at the end: {', '.join(told)}", fontsize=8)
@@ -293,7 +304,11 @@ def recall(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
         for arm, shift in zip(arms, shifts, strict=True):
             rows = figures.where(table, task=task, arm=arm).sort_values("k")
             look = ARMS[arm]
-            line: dict[str, Any] = {"color": look.colour, "marker": look.marker, **_dashes(look)}
+            line: dict[str, Any] = {
+                "color": look.colour,
+                "marker": look.marker,
+                "linestyle": line_style(look),
+            }
             at = np.array([ks.index(k) for k in rows["k"]]) + shift
             ends = _ends(rows, "share")
             axes.errorbar(at, rows["share"], yerr=ends, label=names[arm], **line, **BARS)
@@ -303,7 +318,7 @@ def recall(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
         axes.set_xticks(range(len(ks)), [f"{k}" for k in ks])
         axes.yaxis.set_major_formatter(SHARE)
     figure.axes[0].set_ylabel("own text found")
-    _legend_below(figure, "bars: 95 % interval")
+    legend_below(figure, "bars: 95 % interval")
     first = figures.where(table, task=tasks[0], k=ks[0]).set_index("arm")["share"]
     told = ", ".join(f"{names[arm]} {first[arm]:.0%}" for arm in arms)
     figure.suptitle(f"Found among the first {ks[0]}: {told}", fontsize=7)
@@ -362,7 +377,7 @@ def speed(table: pd.DataFrame) -> Figure:
         axes.set(xlabel="transformers ÷ ours")
     for axes in figure.axes[len(tasks) :]:
         axes.remove()
-    _legend_below(figure, "bars: least and most; line: as much; dotted: the aim")
+    legend_below(figure, "bars: least and most; line: as much; dotted: the aim")
     medians = figures.where(table, task=ENCODING)["ratio_median"]
     told = ", ".join(f"{ratio:.2f}" for ratio in medians)
     figure.suptitle(f"Encoding, times as fast as transformers, from the top: {told}", fontsize=8)
@@ -396,18 +411,3 @@ def _placed(texts: Iterable[str]) -> tuple[list[tuple[int, int, str]], int]:
         places.append((line, column, word[:COLUMNS]))
         column += len(word)
     return places, line + 1
-
-
-def _legend_below(figure: Figure, title: str) -> None:
-    """Name each look once, below the panels."""
-    named = {
-        name: handle
-        for axes in figure.axes
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    look: dict[str, Any] = {"loc": "outside lower center", "ncols": len(named)}
-    figure.legend(list(named.values()), list(named), title=title, handlelength=3, **look, **SMALL)
-
-
-def _dashes(look: Style) -> dict[str, Any]:
-    return {"linestyle": (0, look.dashes) if look.dashes else "-"}

@@ -14,10 +14,9 @@ from typing import Any, final
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedTokenizerBase
 
-from foredraft.analysis.statistics import matrix, numbers, ratio, wilson
+from foredraft.analysis.statistics import numbers, ratio
 from foredraft.articles.confidence_gating.calibration import expected_gain, informed, part_of
 from foredraft.articles.confidence_gating.policies import (
     GATES,
@@ -39,13 +38,12 @@ from foredraft.articles.confidence_gating.policies import (
 )
 from foredraft.benchmarks.round_costs import RoundCosts
 from foredraft.decoding.draft import Drafter, ModelDrafter, PromptLookupDrafter
-from foredraft.decoding.exit import FixedLength
 from foredraft.decoding.expected_gain import ExpectedGain
 from foredraft.decoding.loop import generate
 from foredraft.decoding.prefill import prefill
-from foredraft.decoding.replay import Script, record, replay
+from foredraft.decoding.recording import record
+from foredraft.decoding.replay import Script, replay
 from foredraft.decoding.self_draft import SelfDrafter
-from foredraft.decoding.signal import SIGNALS
 from foredraft.decoding.theory import Costs
 from foredraft.decoding.trace import Trace
 from foredraft.errors import unknown
@@ -152,56 +150,6 @@ def _written(
         generator=torch.Generator(target.device).manual_seed(seed),
         eos_token_id=[],
     ).tokens
-
-
-def reliability(table: pd.DataFrame, signal: str, bins: int = 10) -> pd.DataFrame:
-    """Give the share that is accepted in bins of a signal that hold as many places each.
-
-    With Wilson's 95 % interval, which takes places for independent.
-    """
-    binned = pd.qcut(table[signal], bins, labels=False, duplicates="drop")
-    rows = []
-    for _, part in table.groupby(binned):
-        n, stood = len(part), int(numbers(part, "accepted").sum())
-        low, high = wilson(stood / n, n)
-        row = {"signal": signal, "value": part[signal].mean(), "share": stood / n, "n": n}
-        rows.append({**row, "low": low, "high": high})
-    return pd.DataFrame(rows)
-
-
-def discrimination(table: pd.DataFrame, resamples: int = 200) -> pd.DataFrame:
-    """Give the AUC of each signal for the first token's acceptance, for all places and by kind.
-
-    The chance that an accepted token was preceded by more confidence than one that was not; 0.5 is
-    no information. Entropy counts with a minus. NaN where all or none are accepted.
-    """
-    signals = {name: -1 if name == "entropy" else 1 for name in SIGNALS}
-    if not np.isnan(numbers(table, "draft_confidence")).any():
-        signals["draft_confidence"] = 1
-    rows = []
-    for kind, part in [("all", table), *table.groupby("kind")]:
-        for name, sign in signals.items():
-            found = _auc(numbers(part, "accepted"), sign * numbers(part, name))
-            row = {"kind": kind, "signal": name, "auc": found, "n": len(part)}
-            rows.append({**row, "sem": _auc_error(part, name, sign, resamples)})
-    return pd.DataFrame(rows)
-
-
-def _auc(accepted: np.ndarray, score: np.ndarray) -> float:
-    if accepted.all() or not accepted.any():
-        return float("nan")
-    return float(roc_auc_score(accepted, score))
-
-
-def _auc_error(part: pd.DataFrame, name: str, sign: int, resamples: int) -> float:
-    """Bootstrap over texts."""
-    columns = matrix(part, ("accepted", name))
-    texts = [columns[numbers(part, "text") == text] for text in part["text"].unique()]
-    draws = np.random.default_rng(0).integers(len(texts), size=(resamples, len(texts)))
-    resampled = (np.concatenate([texts[i] for i in draw]) for draw in draws)
-    found = [_auc(accepted, sign * score) for accepted, score in (each.T for each in resampled)]
-    known = [auc for auc in found if not math.isnan(auc)]
-    return float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")
 
 
 def judged(
@@ -371,58 +319,6 @@ def _apart(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarr
     picks = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
     means = [tokens[picks].sum(1) / rounds[picks].sum(1) for tokens, rounds in (one, other)]
     return float((means[0] - means[1]).std(ddof=1))
-
-
-def fates(found: Subject, recorded: Script, policy: Policy, text: int) -> pd.DataFrame:
-    """Say of each token of a recorded text, as a policy decodes it, where it came from.
-
-    Columns: text, confidence (the target's), fate: "accepted", "bonus", "recovered" or "plain".
-    """
-    if policy.stop is None:
-        raise ValueError("this policy never drafts: every token is plain")
-    marks = ["plain"]  # the prefill's
-    for each in replay(recorded, policy.gate, policy.stop).rounds[1:]:
-        for row in each.rows:
-            if row.row == text:
-                last = row.kind if row.drafted else "plain"
-                marks += [*["accepted"] * row.accepted, last]
-    words = [found.tokenizer.decode([token]) for token in recorded.tokens[text]]
-    sure = recorded.target["confidence"][text, : len(words)].tolist()
-    return pd.DataFrame({"text": words, "confidence": sure, "fate": marks})
-
-
-def threshold_fates(
-    found: Subject, recorded: Script, policy: Policy, costs: RoundCosts, text: int
-) -> pd.DataFrame:
-    """Give `fates` of one text, and what a gate comes to on all texts, the same in each line.
-
-    `threshold`, `length`, `closed` (the share of rounds that do not draft), `speedup`, and `open`:
-    the speed-up of drafting as far in each round.
-    """
-    outcome = played(recorded, policy, costs)
-    always = played(recorded, Policy("fixed length", policy.stop), costs)
-    return fates(found, recorded, policy, text).assign(
-        threshold=policy.setting,
-        length=policy.length,
-        closed=outcome.closed.sum() / outcome.rounds.sum(),
-        speedup=outcome.speedup(costs).mean,
-        open=always.speedup(costs).mean,
-        texts=len(recorded.tokens),
-    )
-
-
-def mixed_text(found: Subject, recorded: Script, policy: Policy) -> int:
-    """Find the text of which this policy drafts most nearly half of the rounds.
-
-    Of texts that nowhere go on behind their end, if there are such.
-    """
-    rounds = rounds_of(replay(recorded, policy.gate, policy.stop or FixedLength(1)))
-    texts = len(recorded.tokens)
-    end = found.tokenizer.eos_token_id
-    ended = np.array([end in tokens for tokens in recorded.tokens])
-    opened = np.bincount(rounds["row"], weights=rounds["gate_open"], minlength=texts)
-    shares = opened / np.bincount(rounds["row"], minlength=texts)
-    return int((np.abs(shares - 0.5) + ended).argmin())
 
 
 def curves_of(rule: ExpectedGain) -> pd.DataFrame:

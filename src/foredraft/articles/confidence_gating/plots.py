@@ -11,7 +11,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from foredraft.viz import figures, tokens
+from foredraft.viz.axes import (
+    SHARE,
+    TIMES,
+    legend_below,
+    line_style,
+    name_rows,
+    shifts,
+    span,
+    temperature_name,
+)
 from foredraft.viz.figures import STYLES, Style
+
+SIGNALS: Mapping[str, tuple[str, Style]] = {
+    "confidence": ("confidence", Style("#0072B2", "D", ())),
+    "entropy": ("entropy", Style("#E69F00", "s", (4, 2))),
+    "margin": ("margin", Style("#009E73", "v", (1, 1))),
+    "draft_confidence": ("the draft's own, after drafting", Style("#4D4D4D", "o", ())),
+}
+"""What each signal is called, and its look."""
+
 
 TARGET = STYLES["target"]
 ARTICLE = Style("#D55E00", "*", ())
@@ -23,13 +42,6 @@ DRAFTERS: Mapping[str, Style] = {
 }
 """The look of each drafter."""
 
-SIGNALS: Mapping[str, tuple[str, Style]] = {
-    "confidence": ("confidence", Style("#0072B2", "D", ())),
-    "entropy": ("entropy", Style("#E69F00", "s", (4, 2))),
-    "margin": ("margin", Style("#009E73", "v", (1, 1))),
-    "draft_confidence": ("the draft's own, after drafting", Style("#4D4D4D", "o", ())),
-}
-"""What each signal is called, and its look."""
 
 HEATS = (Style("#0072B2", "D", ()), Style("#D55E00", "o", (4, 2)), Style("#009E73", "v", (1, 1)))
 """The look of the lowest temperature (or the first sampler), the next, and the one after it."""
@@ -66,8 +78,6 @@ ARTICLES_OWN = 0.5
 
 SMALL: Mapping[str, Any] = {"fontsize": 6, "title_fontsize": 6}
 
-TIMES = FuncFormatter(lambda times, _: f"{times:g}×")
-SHARE = FuncFormatter(lambda share, _: f"{share:.0%}")
 GAIN = FuncFormatter(lambda gain, _: f"{gain - 1:+.0%}")
 
 
@@ -97,131 +107,15 @@ def confirmed(table: pd.DataFrame) -> Figure:
     widest = max(3.0, float(np.abs(z).max()) * 1.1)
     right.set(xlabel="z of decoded − replayed", yticks=[], xlim=(-widest, widest))
     right.set_ylabel("policies, in order of z")
-    _legend_below(figure, "bars: 95 % interval over texts; grey: within two standard errors")
+    legend_below(
+        figure, "bars: 95 % interval over texts; grey: within two standard errors", columns=4
+    )
     inside = int((np.abs(z) <= 2).sum())
     figure.suptitle(
         f"Decoded beside replayed: of {len(z)} policies {inside} lie within two standard errors, "
         f"z from {z.min():+.1f} to {z.max():+.1f}"
     )
     return figure
-
-
-@figures.drawing
-def reliability(table: pd.DataFrame) -> Figure:
-    """How often the first drafted token is accepted, by a signal of the target before it.
-
-    Columns: drafter, temperature, signal, value, share, low, high. With Wilson's intervals.
-    """
-    heats, signal = sorted(table["temperature"].unique()), table["signal"].iloc[0]
-    figure = figures.panels(len(heats), height=2.8)
-    for axes, heat in zip(figure.axes, heats, strict=True):
-        for drafter, rows in figures.where(table, temperature=heat).groupby("drafter", sort=False):
-            look = DRAFTERS[str(drafter)]
-            ends = [rows["share"] - rows["low"], rows["high"] - rows["share"]]
-            line = {"color": look.colour, "marker": look.marker, "label": drafter, "capsize": 1.5}
-            axes.errorbar(
-                rows["value"], rows["share"], yerr=ends, **line, **_dashes(look), elinewidth=0.7
-            )
-        axes.set_title(f"   {_heat(heat)}", loc="center")
-        axes.set(xlabel=f"the target's {signal}, last token", ylim=(0, 1))
-        axes.yaxis.set_major_formatter(SHARE)
-    figure.axes[0].set_ylabel("first drafted token accepted")
-    _legend_below(figure, "bins of as many places each; bars: 95 % interval")
-    by_setting = table.sort_values("value").groupby(["drafter", "temperature"], sort=False)
-    ends = (by_setting["share"].last(), by_setting["share"].first())
-    points = 100 * np.subtract(*(np.asarray(end, float) for end in ends))
-    figure.suptitle(
-        f"From the lowest {signal} to the highest, acceptance of the next token changes by "
-        f"{_span(points, '+z.0f')} points",
-        fontsize=8,
-    )
-    return figure
-
-
-@figures.drawing
-def reliability_by_kind(table: pd.DataFrame) -> Figure:
-    """The same for each kind of prompt, of one drafter at one temperature; a panel a kind.
-
-    Columns: kind, drafter, temperature, signal, value, share, low, high.
-    """
-    kinds, signal = table["kind"].unique().tolist(), table["signal"].iloc[0]
-    figure = figures.panels(len(kinds), height=2.2)
-    for axes, kind in zip(figure.axes, kinds, strict=True):
-        rows = figures.where(table, kind=kind)
-        look = DRAFTERS[str(rows["drafter"].iloc[0])]
-        ends = [rows["share"] - rows["low"], rows["high"] - rows["share"]]
-        line = {"color": look.colour, "marker": look.marker, "markersize": 3, "capsize": 1}
-        axes.errorbar(rows["value"], rows["share"], yerr=ends, **line, elinewidth=0.7)
-        axes.set_title(f"   {kind}", loc="center", fontsize=7)
-        axes.set(xlim=(0, max(1.0, table["value"].max())), ylim=(0, 1))
-        axes.yaxis.set_major_formatter(SHARE)
-        axes.tick_params(labelleft=axes is figure.axes[0])
-    figure.axes[0].set_ylabel("first drafted\ntoken accepted")
-    figure.supxlabel(f"the target's {signal}, last token; bars: 95 % interval", fontsize=7)
-    first = table.iloc[0]
-    by_kind = table.groupby("kind", sort=False)["share"]
-    points = 100 * np.subtract(
-        *(np.asarray(end, float) for end in (by_kind.last(), by_kind.first()))
-    )
-    figure.suptitle(
-        f"{first['drafter'].capitalize()}, {_heat(first['temperature'])}: kind by kind acceptance "
-        f"changes by {_span(points, '+z.0f')} points",
-        fontsize=8,
-    )
-    return figure
-
-
-@figures.drawing
-def discrimination(table: pd.DataFrame) -> Figure:
-    """How well each signal tells first tokens that will be accepted from those that will not.
-
-    Columns: drafter, temperature, kind ("all" or one of prompts), signal, auc, sem. The drafter
-    and temperature of the first row are shown by kind.
-    """
-    first = table.iloc[0]
-    main = figures.where(table, drafter=first["drafter"], temperature=first["temperature"])
-    pairs = pd.DataFrame(table[["drafter", "temperature"]]).drop_duplicates()
-    kinds = list(main["kind"].unique())
-    figure = figures.panels(2, height=0.9 + 0.34 * max(len(kinds), len(pairs)))
-    left, right = figure.axes
-    _aucs(left, [(kind, figures.where(main, kind=kind)) for kind in kinds])
-    left.set_title(f"   {first['drafter']}, {_heat(first['temperature'])}", loc="center")
-    everywhere = figures.where(table, kind="all")
-    _aucs(
-        right,
-        [
-            (
-                f"{row['drafter']}, T = {row['temperature']:g}",
-                figures.where(everywhere, drafter=row["drafter"], temperature=row["temperature"]),
-            )
-            for row in pairs.to_dict(orient="records")
-        ],
-    )
-    right.set_title("   all kinds of prompts", loc="center")
-    _legend_below(figure, "AUC with 95 % interval; dotted: no information")
-    known = everywhere.loc[everywhere["signal"] != "draft_confidence", "auc"].dropna()
-    figure.suptitle(
-        "What the target shows before a draft tells its first token's fate with an AUC of "
-        f"{_span(known.to_numpy(float), '.2f')}"
-    )
-    return figure
-
-
-def _aucs(axes: Axes, rows: list[tuple[str, pd.DataFrame]]) -> None:
-    """Draw a row of markers for each label."""
-    axes.axvline(0.5, color=TARGET.colour, linewidth=0.8, linestyle=":")
-    shifts = 0.56 * _shifts(len(SIGNALS))
-    for place, (_, part) in enumerate(rows):
-        for shift, (signal, (name, look)) in zip(shifts, SIGNALS.items(), strict=True):
-            known = figures.where(part, signal=signal).dropna(subset="auc")
-            if known.empty:
-                continue
-            inside = "white" if signal == "draft_confidence" else look.colour
-            dots: dict[str, Any] = {"fmt": look.marker, "color": look.colour, "markersize": 3.5}
-            dots |= {"markerfacecolor": inside, "elinewidth": 0.7, "label": name}
-            axes.errorbar(known["auc"], [place + shift], xerr=HALF * known["sem"], **dots)
-    _rows(axes, [label for label, _ in rows])
-    axes.set_xlabel("AUC")
 
 
 @figures.drawing
@@ -232,9 +126,11 @@ def policies(table: pd.DataFrame) -> Figure:
     where they fit, and else named at the edge.
     """
     heats = sorted(table["temperature"].unique())
-    looks = {_heat(heat): look for heat, look in zip(heats, cycle(HEATS))}
-    figure = _gains(table.assign(look=table["temperature"].map(_heat)), looks)
-    _legend_below(figure, "bars: 95 % interval over texts; a number at the edge: what lies beyond")
+    looks = {temperature_name(heat): look for heat, look in zip(heats, cycle(HEATS))}
+    figure = _gains(table.assign(look=table["temperature"].map(temperature_name)), looks)
+    legend_below(
+        figure, "bars: 95 % interval over texts; a number at the edge: what lies beyond", columns=4
+    )
     told = _told(table, (ARTICLES_GATE, RULE, BOUND))
     figure.suptitle(f"Over the best fixed length: {told}", fontsize=8)
     return figure
@@ -249,7 +145,7 @@ def timed(table: pd.DataFrame) -> Figure:
     looks = dict(zip(table["sampler"].unique(), cycle(HEATS)))
     figure = _gains(table.assign(look=table["sampler"]), looks)
     about = "filled: rounds by the clock, 95 % interval over prompts; hollow: foretold by replay"
-    _legend_below(figure, about)
+    legend_below(figure, about, columns=4)
     told = _told(table, (ARTICLES_GATE, RULE))
     figure.suptitle(f"By the clock, over the best fixed length: {told}", fontsize=8)
     return figure
@@ -258,7 +154,7 @@ def timed(table: pd.DataFrame) -> Figure:
 def _told(table: pd.DataFrame, names: Sequence[str]) -> str:
     """Say what these policies gain at the least and at the most."""
     gains = {name: figures.where(table, policy=name)["gain"].to_numpy(float) - 1 for name in names}
-    return ", ".join(f"{name} {_span(values, '+z.1%')}" for name, values in gains.items())
+    return ", ".join(f"{name} {span(values, '+z.1%')}" for name, values in gains.items())
 
 
 def _gains(table: pd.DataFrame, looks: Mapping[str, Style]) -> Figure:
@@ -271,11 +167,11 @@ def _gains(table: pd.DataFrame, looks: Mapping[str, Style]) -> Figure:
     high = max(1.1, float((rules["gain"] + bars).max())) + 0.02
     for axes, drafter in zip(figure.axes, drafters, strict=True):
         axes.axvline(1, color=TARGET.colour, linewidth=0.8)
-        for shift, (name, look) in zip(0.8 * _shifts(len(looks)), looks.items(), strict=True):
+        for shift, (name, look) in zip(0.8 * shifts(len(looks)), looks.items(), strict=True):
             part = figures.where(table, drafter=drafter, look=name)
             for row in part.to_dict("records"):
                 _gain(axes, row, names.index(row["policy"]) + shift, look, (low, high))
-        _rows(axes, names, shown=axes is figure.axes[0])
+        name_rows(axes, names, shown=axes is figure.axes[0])
         axes.set(xlim=(low, high), xlabel="gain over fixed length")
         axes.set_title(f"   {drafter}", loc="center")
         axes.xaxis.set_major_formatter(GAIN)
@@ -316,7 +212,12 @@ def thresholds(table: pd.DataFrame, fixed: float) -> Figure:
     for signal, rows in table.groupby("signal", sort=False):
         name, look = SIGNALS[str(signal)]
         ordered = rows.sort_values("closed")
-        line = {"color": look.colour, "marker": look.marker, "label": name, **_dashes(look)}
+        line = {
+            "color": look.colour,
+            "marker": look.marker,
+            "label": name,
+            "linestyle": line_style(look),
+        }
         axes.errorbar(
             ordered["closed"],
             ordered["speedup"],
@@ -337,7 +238,7 @@ def thresholds(table: pd.DataFrame, fixed: float) -> Figure:
     axes.set(xlabel="rounds that do not draft", ylabel="speed-up over plain decoding")
     axes.xaxis.set_major_formatter(SHARE)
     axes.yaxis.set_major_formatter(TIMES)
-    _legend_below(figure, "the target's signal; each threshold with its best length")
+    legend_below(figure, "the target's signal; each threshold with its best length", columns=4)
     figure.suptitle(
         f"At {own['threshold']:g} the gate keeps {own['closed']:.0%} of rounds from drafting: "
         f"{own['speedup']:.2f}×, the best fixed length {fixed:.2f}×",
@@ -375,7 +276,12 @@ def curves(table: pd.DataFrame, least: float) -> Figure:
     for curve, (name, look) in CURVES.items():
         rows = figures.where(table, curve=curve).sort_values("signal")
         at, chances = rows["signal"].to_numpy(float), rows["chance"].to_numpy(float)
-        line = {"color": look.colour, "marker": look.marker, "markersize": 3, **_dashes(look)}
+        line = {
+            "color": look.colour,
+            "marker": look.marker,
+            "markersize": 3,
+            "linestyle": line_style(look),
+        }
         knots, level = [low, *at, high], [chances[0], *chances, chances[-1]]
         axes.plot(knots, level, **line, markevery=max(1, len(knots) // 8), label=name)
     paying: dict[str, Any] = {"color": ARTICLE.colour, "linewidth": 0.9, "linestyle": ":"}
@@ -390,7 +296,7 @@ def curves(table: pd.DataFrame, least: float) -> Figure:
         axes.annotate(f"{crossing:.2g}", (crossing, least), (5, -5), **text, color=ARTICLE.colour)
     axes.set(xlabel="signal", ylabel="chance to be accepted", ylim=(0, max(1.0, 1.05 * least)))
     axes.yaxis.set_major_formatter(SHARE)
-    _legend_below(figure, "isotonic, on the texts that policies are tuned on", columns=2)
+    legend_below(figure, "isotonic, on the texts that policies are tuned on", columns=2)
     figure.suptitle(
         f"A draft pays from a first token's chance of {least:.0%} on: reached {reached}", fontsize=8
     )
@@ -428,7 +334,7 @@ def by_cost(table: pd.DataFrame) -> Figure:
         for policy, look in MACHINES.items():
             rows = figures.where(table, drafter=drafter, policy=policy).sort_values("cost")
             line = {"color": look.colour, "marker": look.marker, "markersize": 3, "label": policy}
-            axes.plot(rows["cost"], rows["gain"], **line, **_dashes(look))
+            axes.plot(rows["cost"], rows["gain"], **line, linestyle=line_style(look))
             band = HALF * rows["gain_sem"]
             low_end, high_end = rows["gain"] - band, rows["gain"] + band
             shade: dict[str, Any] = {"color": look.colour, "alpha": 0.15, "linewidth": 0}
@@ -444,52 +350,15 @@ def by_cost(table: pd.DataFrame) -> Figure:
         axes.set(xlabel="c: a draft step ÷ a plain step", ylim=(low, high))
         axes.yaxis.set_major_formatter(GAIN)
     figure.axes[0].set_ylabel("gain over the best\nfixed length or never")
-    _legend_below(figure, "everything tuned anew for each c; bands: 95 % interval")
+    legend_below(figure, "everything tuned anew for each c; bands: 95 % interval", columns=4)
     rule = figures.where(table, policy=RULE)
     top = rule.loc[rule["gain"].idxmax()]
     figure.suptitle(
-        f"{_heat(top['temperature']).capitalize()}: at no c does {RULE} bring more than "
+        f"{temperature_name(top['temperature']).capitalize()}: at no c does {RULE} bring more than "
         f"{top['gain'] - 1:+.1%} ± {HALF * top['gain_sem']:.1%}: {top['drafter']}, "
         f"c = {top['cost']:g}"
     )
     return figure
-
-
-def _legend_below(figure: Figure, title: str, columns: int = 4) -> None:
-    """Name each look once, below the panels."""
-    named = {
-        name: handle
-        for axes in figure.axes
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    look: dict[str, Any] = {"loc": "outside lower center", "ncols": min(columns, len(named))}
-    figure.legend(list(named.values()), list(named), title=title, handlelength=3, **look, **SMALL)
-
-
-def _rows(axes: Axes, names: Sequence[str], *, shown: bool = True) -> None:
-    """Make rows from the top down, with their names if shown."""
-    axes.set_yticks(range(len(names)), names if shown else [""] * len(names))
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")
-
-
-def _shifts(n: int) -> np.ndarray:
-    """Give n places at equal distances around 0, all within a half of it."""
-    return (np.arange(n) - (n - 1) / 2) / n
-
-
-def _span(values: np.ndarray, form: str) -> str:
-    """Say the least and the most of these values, or the one that both are."""
-    low, high = (format(end, form) for end in (values.min(), values.max()))
-    return low if low == high else f"{low} to {high}"
-
-
-def _dashes(look: Style) -> dict[str, Any]:
-    return {"linestyle": (0, look.dashes) if look.dashes else "-"}
-
-
-def _heat(temperature: float) -> str:
-    return "greedy" if temperature == 0 else f"temperature {temperature:g}"
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

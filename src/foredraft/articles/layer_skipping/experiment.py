@@ -8,7 +8,6 @@ the draft's own, is measured by drafting (`drafting`).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, groupby
 from typing import Any, final
 
 import numpy as np
@@ -17,18 +16,15 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedTokenizerBase
 
-from foredraft.analysis.acceptance import acceptance_by_position, acceptance_rate, logits_after
 from foredraft.analysis.published import published
 from foredraft.analysis.speedup_lines import best_gain
 from foredraft.analysis.statistics import ratios
+from foredraft.articles.layer_skipping.candidates import Candidate
+from foredraft.articles.layer_skipping.timings import TIMED, on_the_clock
 from foredraft.decoding import theory
-from foredraft.decoding.exit import FixedLength
 from foredraft.decoding.loop import generate
-from foredraft.decoding.prefill import prefill
-from foredraft.decoding.self_draft import SelfDrafter
 from foredraft.models.attention import KVHeads, Mask, NewKVHeads
 from foredraft.models.cache import KVCache
-from foredraft.models.config import DecoderConfig
 from foredraft.models.decoder import Decoder
 from foredraft.models.loading import load
 from foredraft.models.rotary import Rotation
@@ -39,9 +35,6 @@ from foredraft.repro.live import steps
 from foredraft.repro.params import LayerSkipping
 from foredraft.sampling import Sampler
 from foredraft.types import Float, Int, Tensor
-
-PERIOD = 3
-"""Layers of the shallow model that the pocket models were stacked from."""
 
 ARTICLE_PLAN = SkipPlan(
     attn=(4, 7, 8, 9, 10, 12, 16, 18, 19, 25, 29, 31, 34, 35, 36, 37, 38, 39, 41),
@@ -62,22 +55,6 @@ CLAIMS = {
     "loss": "Loss on held-out code, plain pocket-gemma2 (nats a token)",
     "loss_trained": "The same, trained by LayerSkip's recipe",
 }
-
-TIMED = {
-    "speedup": (False, "Speed-up of the best plan, plain pocket model, greedy (recorded)"),
-    "speedup_trained": (True, "The same, trained by LayerSkip's recipe (recorded)"),
-}
-"""Whether the model is the trained one; over our own autoregressive decoding."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A plan with its name, of some family of plans."""
-
-    family: str
-    name: str
-    plan: SkipPlan
 
 
 @final
@@ -287,93 +264,6 @@ def judged(steps: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def single_branches(n_layers: int) -> list[Candidate]:
-    """Give the plans that switch off one branch."""
-    attention = [
-        Candidate("one branch", f"attention {i}", SkipPlan(attn=[i])) for i in range(n_layers)
-    ]
-    mlp = [Candidate("one branch", f"MLP {i}", SkipPlan(mlp=[i])) for i in range(n_layers)]
-    return attention + mlp
-
-
-def joint_branches(n_layers: int, params: LayerSkipping) -> list[Candidate]:
-    """Draw sets of several branches, as many of each size."""
-    generator = torch.Generator().manual_seed(params.seed)
-    found = []
-    for size in params.joint_sizes:
-        for draw in range(params.joint_sets):
-            picked = torch.randperm(2 * n_layers, generator=generator)[:size].tolist()
-            found.append(Candidate("random", f"random {size}.{draw}", _of(picked, n_layers)))
-    return found
-
-
-def cheapest_first(table: pd.DataFrame, config: DecoderConfig, n: int) -> list[Candidate]:
-    """Skip the branches that cost least acceptance for their bytes: the first 1, 2, … up to n.
-
-    By −log β of each alone ÷ its share of the bytes; `table` holds the single branches.
-    """
-    alone = table.loc[table["family"] == "one branch"]
-    rows = zip(alone["plan"], alone["overlap"], alone["cost"], strict=True)
-    harm = {plan: -np.log(beta) / (1 - cost) for plan, beta, cost in rows}
-    plans = [SkipPlan.from_json(plan) for plan in sorted(harm, key=lambda plan: harm[plan])]
-    found, union = [], SkipPlan()
-    for count, plan in enumerate(plans[:n], start=1):
-        union = union | plan
-        found.append(Candidate("cheapest first", f"cheapest {count}", union))
-    return found
-
-
-def equal_costs(n_layers: int) -> list[Candidate]:
-    """Skip whole layers, each number of them twice: the last ones, and as many spread out."""
-    exits = [
-        Candidate("early exit", f"exit {n}", SkipPlan.early_exit(n, n_layers))
-        for n in range(1, n_layers)
-    ]
-    spread = [
-        Candidate("spread out", f"spread {n}", SkipPlan.spread(n, n_layers))
-        for n in range(1, n_layers)
-    ]
-    return exits + spread
-
-
-def threes(n_layers: int) -> list[Candidate]:
-    """Skip single layers, and sets of three by where stacking took them from.
-
-    A run of three leaves the layers in the order of the shallow model, over and over; three of one
-    origin, or three of one origin each but no run, break it.
-    """
-    layers = [Candidate("one layer", f"layer {i}", SkipPlan.layers([i])) for i in range(n_layers)]
-    found = []
-    for chosen in combinations(range(n_layers), PERIOD):
-        origins = {i % PERIOD for i in chosen}
-        if chosen[-1] - chosen[0] == PERIOD - 1:
-            kind = "a run"
-        elif len(origins) == 1:
-            kind = "one origin"
-        elif len(origins) == PERIOD and min(np.diff(chosen)) > 1:
-            kind = "one of each, apart"
-        else:
-            continue
-        name = "layers " + " ".join(map(str, chosen))
-        found.append(Candidate(kind, name, SkipPlan.layers(chosen)))
-    return layers + _thinned(found, "one of each, apart", n_layers)
-
-
-def _thinned(found: list[Candidate], kind: str, n: int) -> list[Candidate]:
-    """Keep n of one kind at equal distances, and all the others."""
-    many = [each for each in found if each.family == kind]
-    kept = [many[i] for i in sorted({i * len(many) // n for i in range(min(n, len(many)))})]
-    return [each for each in found if each.family != kind or each in kept]
-
-
-def _of(numbers: Iterable[int], n_layers: int) -> SkipPlan:
-    """Read branches numbered from 0: attentions first, then MLPs."""
-    given = list(numbers)
-    return SkipPlan(
-        attn=[i for i in given if i < n_layers], mlp=[i - n_layers for i in given if i >= n_layers]
-    )
-
-
 def products(table: pd.DataFrame, families: Sequence[str], parts: str) -> pd.DataFrame:
     """Set beside the β of joint plans the product of the β of their parts (a family of plans).
 
@@ -478,129 +368,6 @@ def _laws_alone(
     return _log_law(logits, params.temperature)
 
 
-def drafting(
-    subject: Subject,
-    candidates: Iterable[Candidate],
-    params: LayerSkipping,
-    *,
-    temperature: float | None = None,
-) -> pd.DataFrame:
-    """Draft and verify in earnest with each plan; give the rounds that drafted."""
-    heat = params.temperature if temperature is None else temperature
-    parts, known = [], prefill(subject.decoder, subject.prompts)
-    for candidate in steps([*candidates], f"plans of {subject.name}"):
-        made = generate(
-            subject.decoder,
-            subject.prompts,
-            sampler=Sampler(temperature=heat),
-            max_new_tokens=params.max_new_tokens,
-            drafter=SelfDrafter(candidate.plan),
-            exit_policy=FixedLength(params.length),
-            generator=torch.Generator().manual_seed(params.seed),
-            eos_token_id=[],
-            prefilled=known,
-        )
-        rounds = made.trace.table()
-        rounds = rounds.loc[rounds["drafted"] > 0]
-        about = {"model": subject.name, "name": candidate.name, "length": params.length}
-        parts.append(rounds.assign(**about, text=rounds["row"], one=1))
-    return pd.concat(parts, ignore_index=True)
-
-
-def drafted_text(
-    subject: Subject,
-    tokenizer: PreTrainedTokenizerBase,
-    plan: SkipPlan,
-    params: LayerSkipping,
-    *,
-    prompt: int,
-) -> pd.DataFrame:
-    """Continue one prompt, drafting under a plan; say of each token where it came from.
-
-    Columns: text, confidence (the whole model's), fate ("accepted", "bonus", "recovered" or
-    "plain"). The same in each line: off, drafted, accepted, `tokens` a round, cost (c by bytes) and
-    `speedup`: tokens ÷ what rounds take if a pass of the whole model costs 1 and a draft step c.
-    """
-    before = subject.prompts[prompt]
-    made = generate(
-        subject.decoder,
-        [before],
-        sampler=Sampler(temperature=params.temperature),
-        max_new_tokens=params.max_new_tokens,
-        drafter=SelfDrafter(plan),
-        exit_policy=FixedLength(params.length),
-        generator=torch.Generator().manual_seed(params.seed),
-        eos_token_id=[],
-    )
-    fates = []
-    for row in (row for each in made.trace.rounds for row in each.rows):
-        fates += [*["accepted"] * row.accepted, row.kind if row.drafted else "plain"]
-    new, trace, cost = made.tokens[0], made.trace, plan.cost(subject.decoder.config)
-    n_rounds, n_tokens = len(trace.rounds) - 1, len(new) - 1  # the prefill is no round of drafts
-    return pd.DataFrame(
-        {
-            "text": [tokenizer.decode([token]) for token in new],
-            "confidence": confidences(subject.decoder, before, new),
-            "fate": fates,
-            "off": _named(plan),
-            "drafted": trace.drafted,
-            "accepted": trace.accepted,
-            "tokens": n_tokens / n_rounds,
-            "cost": cost,
-            "speedup": n_tokens / (n_rounds + cost * trace.drafted),
-        }
-    )
-
-
-def _named(plan: SkipPlan) -> str:
-    """Say which branches are off, runs of layers by their ends."""
-    branches = {"attention": plan.attn, "MLP": plan.mlp}
-    told = [f"{branch} {_runs(layers)}" for branch, layers in branches.items() if layers]
-    return " and ".join(told) or "nothing"
-
-
-def _runs(layers: Iterable[int]) -> str:
-    placed = enumerate(sorted(layers))
-    runs = [[i for _, i in run] for _, run in groupby(placed, lambda pair: pair[1] - pair[0])]
-    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
-def confidences(decoder: Decoder, before: list[int], new: list[int]) -> list[float]:
-    """Give the probability of each new token under the plain softmax, from one reading."""
-    logits = logits_after(decoder, [[*before, *new[:-1]]], len(new))[0].float()
-    return logits.softmax(-1)[torch.arange(len(new)), torch.tensor(new)].tolist()
-
-
-def in_earnest(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Give accepted ÷ drafted and α_k of each plan that drafted, with intervals over texts."""
-    plan = ["model", "name"]
-    positions = acceptance_by_position(rounds, *plan)
-    return pd.concat([acceptance_rate(rounds, *plan), positions], ignore_index=True)
-
-
-def greedy_texts(
-    subject: Subject, candidates: Iterable[Candidate], params: LayerSkipping, *, n_prompts: int
-) -> dict[str, list[list[int]]]:
-    """Continue the first few prompts greedily: without drafts, then with each plan's."""
-    drafters: dict[str, SelfDrafter | None] = {"no draft": None}
-    drafters |= {each.name: SelfDrafter(each.plan) for each in candidates}
-    prompts = subject.prompts[:n_prompts]
-    known = prefill(subject.decoder, prompts)
-    return {
-        name: generate(
-            subject.decoder,
-            prompts,
-            sampler=Sampler(temperature=0.0),
-            max_new_tokens=params.max_new_tokens,
-            drafter=drafter,
-            exit_policy=FixedLength(params.length),
-            eos_token_id=[],
-            prefilled=known,
-        ).tokens
-        for name, drafter in steps(drafters.items(), "greedy texts")
-    }
-
-
 @torch.inference_mode()
 def losses(subject: Subject) -> pd.DataFrame:
     """Give the loss on the prompts, which are code that training held out; a line a prompt."""
@@ -612,53 +379,6 @@ def losses(subject: Subject) -> pd.DataFrame:
         line = {"model": subject.name, "text": row, "loss": float(loss)}
         lines.append({**line, "tokens": len(prompt) - 1})
     return pd.DataFrame(lines)
-
-
-def on_the_clock(recorded: pd.DataFrame) -> pd.DataFrame:
-    """Give the recorded draft lengths that are fastest, of each plan, library and model, greedy."""
-    ways = recorded.loc[recorded["strategy"] == "self-drafting"]
-    arm = ["model", "library", "name", "reuse"]
-    greedy = ways.loc[ways["sampler"] == "greedy"]
-    best = greedy.groupby(arm, sort=False, dropna=False)["speedup_median"].idxmax()
-    return recorded.loc[best].reset_index(drop=True)
-
-
-def gain_by_reuse(recorded: pd.DataFrame) -> pd.Series:
-    """Give tokens a second with an exit's layers reused ÷ without, for each setting recorded."""
-    ours = recorded.loc[
-        (recorded["strategy"] == "self-drafting") & (recorded["library"] == "foredraft")
-    ]
-    rates = ours.pivot_table(
-        index=["model", "sampler", "name", "length"],
-        columns="reuse",
-        values="tokens_per_second_median",
-    ).dropna()
-    return rates[True] / rates[False]
-
-
-def measured_costs(recorded: pd.DataFrame) -> pd.DataFrame:
-    """Give c by bytes and by the clock of every plan that was timed: the medians over its rows."""
-    ours = recorded.loc[
-        (recorded["strategy"] == "self-drafting") & (recorded["library"] == "foredraft")
-    ]
-    return ours.groupby(["model", "name", "plan"], sort=False, as_index=False)[
-        ["cost_bytes", "cost_measured"]
-    ].median()
-
-
-def with_times(singles: pd.DataFrame, recorded: pd.DataFrame) -> pd.DataFrame:
-    """Add to single branches what share of a step each takes by the clock, in per cent: `time`.
-
-    There is no such column if not all of these branches were timed.
-    """
-    timed = recorded.loc[recorded["strategy"] == "one branch off"]
-    if not len(timed):
-        return singles
-    shares = timed.set_index(["model", "plan"])["share_median"]
-    time = [
-        100 * shares.get(key, np.nan) for key in zip(singles["model"], singles["plan"], strict=True)
-    ]
-    return singles if np.isnan(time).any() else singles.assign(time=time)
 
 
 def findings(

@@ -8,9 +8,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from foredraft.viz import figures, tokens
+from foredraft.viz.axes import TIMES
 from foredraft.viz.figures import STYLES, Style
 
 TARGET, OURS, THEIRS = STYLES["target"], STYLES["self-speculative"], STYLES["transformers"]
@@ -45,11 +45,6 @@ MODELS = (("#4D4D4D", "o", "-"), (OURS.colour, "D", "--"), ("#0072B2", "s", ":")
 
 GAINS = (1.1, 1.25, 1.5, 2.0)
 """Speed-ups that the plane has a line for."""
-
-PARTS = {"attention": ("#56B4E9", ""), "MLP": ("#0072B2", "////"), "head": ("#E69F00", "....")}
-
-TIMES = FuncFormatter(lambda times, _: f"{times:g}×")
-SHARE = FuncFormatter(lambda share, _: f"{share:.0%}")
 
 
 @figures.drawing
@@ -103,8 +98,8 @@ def pairs(table: pd.DataFrame) -> Figure:
             dots = {"color": shade, "marker": marker, "s": 13, "linewidths": 0}
             left.scatter(part["product"], part["joint"], **dots)
         own = figures.where(table, model=model)
-        middle = _by(own, "branches", "gap")
-        low, high = (_by(own, "branches", "gap", end) for end in ("min", "max"))
+        middle = summarised(own, "branches", "gap")
+        low, high = (summarised(own, "branches", "gap", end) for end in ("min", "max"))
         error = [[middle[n] - low[n] for n in middle], [high[n] - middle[n] for n in middle]]
         dots = {"fmt": marker, "color": colour, "capsize": 2, "label": model}
         shift = 0.12 * (2 * models.index(model) - len(models) + 1)
@@ -119,7 +114,7 @@ def pairs(table: pd.DataFrame) -> Figure:
     right.set_xticks(sizes)
     right.legend(loc="upper left")
     few, most = sizes[0], sizes[-1]
-    ratios = {n: np.exp(gap) for n, gap in _by(table, "branches", "gap").items()}
+    ratios = {n: np.exp(gap) for n, gap in summarised(table, "branches", "gap").items()}
     figure.suptitle(
         f"β of a set is {ratios[few]:.2f} × the product of its members' for {few} branches, "
         f"{ratios[most]:.2f} × for {most}"
@@ -155,7 +150,7 @@ def plane(table: pd.DataFrame, lines: pd.DataFrame, timed: pd.DataFrame) -> Figu
     figure.axes[0].text(0.98, 0.04, "β < c: never pays", fontsize=6, ha="right")
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=6)
-    best = _by(table, "model", "gain", "max")
+    best = summarised(table, "model", "gain", "max")
     told = ", ".join(f"{best[model]:.2f}× ({model})" for model in models)
     figure.suptitle(f"Best plan by β and bytes: {told}", fontsize=8)
     return figure
@@ -209,87 +204,6 @@ def _exits_told(table: pd.DataFrame, plain: str, trained: str) -> str:
         f"Exit after half the layers: β = {betas[plain]:.2f} of {plain}, "
         f"{betas[trained]:.2f} once it is trained for it"
     )
-
-
-@figures.drawing
-def stack(cosines: pd.DataFrame, threes: pd.DataFrame) -> Figure:
-    """How alike layers are by distance, and what three layers cost by where they lie in the stack.
-
-    `cosines`: model, distance, cosine. `threes`: model, kind, joint, gap.
-    """
-    figure = figures.panels(2, height=2.5)
-    left, right = figure.axes
-    models = list(cosines["model"].unique())
-    for model, (colour, marker, line) in zip(models, MODELS, strict=False):
-        part = figures.where(cosines, model=model)
-        left.plot(
-            part["distance"], part["cosine"], marker=marker, color=colour, ls=line, label=model
-        )
-    left.set(xlabel="distance between two layers", ylabel="cosine of their weights")
-    left.set_ylim(-0.05, 1.25)
-    left.xaxis.set_major_locator(MultipleLocator(3))
-    left.legend(loc="upper right", fontsize=6)
-    kinds = [kind for kind in LOOKS if kind in set(threes["kind"])]
-    for place, kind in enumerate(kinds):
-        for (colour, marker, _), model, shift in zip(
-            MODELS, models, (-0.13, 0.13, 0.3), strict=False
-        ):
-            gaps = figures.where(threes, model=model, kind=kind)["gap"].to_numpy()
-            jitter = shift + np.linspace(-0.07, 0.07, len(gaps))
-            right.plot(place + jitter, gaps, marker, color=colour, markersize=3, alpha=0.6)
-            right.hlines(np.mean(gaps), place + shift - 0.11, place + shift + 0.11, color=colour)
-    right.axhline(0, color=TARGET.colour, linewidth=0.8, linestyle=":")
-    right.set_xticks(range(len(kinds)), kinds)
-    right.set(xlabel="three layers skipped", ylabel="log(joint β ÷ product)")
-    right.grid(visible=False, axis="x")
-    means = {kind: np.exp(gap) for kind, gap in _by(threes, "kind", "gap").items()}
-    figure.suptitle(
-        f"Three layers off: β is {means['a run']:.2f} × the product of their own if they are a "
-        f"run, {means['one origin']:.2f} × if copies of one"
-    )
-    return figure
-
-
-@figures.drawing
-def bytes_read(shares: pd.DataFrame, article: pd.DataFrame, got: float) -> Figure:
-    """Bytes of a decode step by part; what the article's plan could bring, and what it `got`.
-
-    `shares`: model, part, share. `article`: acceptance, length, speedup, cost (one for all).
-    """
-    figure = figures.panels(2, height=2.4)
-    left, right = figure.axes
-    models = list(shares["model"].unique())[::-1]
-    start = np.zeros(len(models))
-    for part, (colour, hatch) in PARTS.items():
-        own = _by(figures.where(shares, part=part), "model", "share")
-        wide = np.array([own[model] for model in models])
-        look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
-        left.barh(models, wide, left=start, label=part, height=0.7, **look)
-        if part == "head":
-            for place, (at, share) in enumerate(zip(start + wide, wide, strict=True)):
-                left.text(at + 0.01, place, f"c ≥ {share:.2f}", va="center", fontsize=6)
-        start += wide
-    left.set(xlim=(0, 1.2), xlabel="share of the bytes of a decode step")
-    left.set_xticks(np.linspace(0, 1, 5))
-    left.xaxis.set_major_formatter(SHARE)
-    left.grid(visible=False, axis="y")
-    left.legend(loc="upper center", bbox_to_anchor=(0.42, 1.17), ncols=3, fontsize=6)
-    colours = sns.color_palette(figures.SEQUENTIAL, len(set(article["acceptance"])) + 1)
-    for (alpha, part), colour, marker in zip(
-        article.groupby("acceptance"), colours, "osDv", strict=False
-    ):
-        look = {"color": colour, "marker": marker, "label": f"α = {alpha:g}"}
-        right.plot(part["length"], part["speedup"], **look)
-    right.axhline(1, color=TARGET.colour, linewidth=0.8, linestyle=":")
-    right.axhline(got, color=THEIRS.colour, linewidth=1, linestyle="--", label="what it got")
-    right.set(xlabel="draft length γ (0: do not draft)", ylabel="speed-up")
-    right.yaxis.set_major_formatter(TIMES)
-    right.legend(fontsize=6, loc="lower left")
-    cost, alpha = article["cost"].iloc[0], article["acceptance"].iloc[0]
-    figure.suptitle(
-        f"The article's plan, c = {cost:.3f}: with α = {alpha:.2f} no draft length gains anything"
-    )
-    return figure
 
 
 @figures.drawing
@@ -371,7 +285,7 @@ def vocabulary(table: pd.DataFrame) -> Figure:
     right.yaxis.set_major_formatter(TIMES)
     left.legend(loc="lower right", fontsize=6)
     *_, size, whole = sorted(set(table["vocabulary"]))
-    beta, cost_of = (_by(table, "vocabulary", column) for column in ("overlap", "cost"))
+    beta, cost_of = (summarised(table, "vocabulary", column) for column in ("overlap", "cost"))
     kept, cost = beta[size] / beta[whole], cost_of[whole] - cost_of[size]
     figure.suptitle(f"A draft of {size:,} tokens keeps {kept:.1%} of β and spares {cost:.3f} of c")
     return figure
@@ -469,7 +383,7 @@ def _off(table: pd.DataFrame, betas: pd.DataFrame) -> float:
     return float(np.median(np.abs(first.to_numpy() - known.to_numpy())))
 
 
-def _by(table: pd.DataFrame, key: str, column: str, what: str = "mean") -> dict[Any, float]:
+def summarised(table: pd.DataFrame, key: str, column: str, what: str = "mean") -> dict[Any, float]:
     """Summarise a column for each value of another, ascending."""
     values = cast("pd.Series", table.groupby(key)[column].agg(what))
     return {value: float(number) for value, number in values.items()}

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from foredraft.viz import figures
+from foredraft.viz.axes import SHARE, legend_below, line_style, name_rows
 from foredraft.viz.figures import STYLES, Style
 
 BEFORE = "before"
@@ -55,7 +56,6 @@ CHANGES: Mapping[str, tuple[str, str]] = {
 }
 """The colour and hatch of what became of a character."""
 
-SHARE = FuncFormatter(lambda share, _: f"{share:.0%}")
 SMALL: Mapping[str, Any] = {"fontsize": 6, "title_fontsize": 6}
 EDGE: Mapping[str, Any] = {"edgecolor": "white", "linewidth": 0}
 """A bar's: what its hatch is drawn in."""
@@ -86,7 +86,7 @@ def scores(table: pd.DataFrame) -> Figure:
         axes.grid(visible=False, axis="x")
     n = sorted(set(table["n"]))
     each = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
-    _legend_below(figure, f"{each} held-out tables a level; bars: 95 % interval; dotted: the aim")
+    legend_below(figure, f"{each} held-out tables a level; bars: 95 % interval; dotted: the aim")
     told = "; ".join(
         f"{STAGES[stage][0]} {_shares(figures.where(table, stage=stage)['exact'])}"
         for stage in stages
@@ -111,7 +111,12 @@ def learning(log: pd.DataFrame) -> Figure:
         rows = figures.where(log, method=method).sort_values("step")
         axes.plot(rows["examples"], rows["loss"], color=look.colour, **thin)
         watched = rows.loc[rows["eval_loss"].notna()]
-        line = {"color": look.colour, "marker": look.marker, "label": name, **_dashes(look)}
+        line = {
+            "color": look.colour,
+            "marker": look.marker,
+            "label": name,
+            "linestyle": line_style(look),
+        }
         axes.plot(watched["examples"], watched["eval_loss"], **line)
         if watched.empty:
             told.append(f"{name} never evaluated")
@@ -122,7 +127,7 @@ def learning(log: pd.DataFrame) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    _legend_below(figure, "thin: the batch of each step; markers: tables that were not trained on")
+    legend_below(figure, "thin: the batch of each step; markers: tables that were not trained on")
     figure.suptitle(f"Lowest held-out loss: {', '.join(told)}", fontsize=8)
     return figure
 
@@ -140,7 +145,7 @@ def growth(table: pd.DataFrame) -> Figure:
     for axes, level in zip(figure.axes, numbers, strict=True):
         for method in methods:
             rows = figures.where(table, level=level, method=method).sort_values("examples")
-            look = _dashes(STAGES[method][1])
+            look = {"linestyle": line_style(STAGES[method][1])}
             _points(axes, rows["examples"].to_numpy(float), rows, "exact", method, look)
         if level in AIMS:
             axes.axhline(AIMS[level], color="black", linewidth=0.9, linestyle=":")
@@ -152,7 +157,7 @@ def growth(table: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_formatter(SHARE)
         axes.tick_params(labelleft=axes is figure.axes[0])
     figure.axes[0].set_ylabel("tables written exactly")
-    _legend_below(figure, "each run from the base on; bars: 95 % interval; dotted: the aim")
+    legend_below(figure, "each run from the base on; bars: 95 % interval; dotted: the aim")
     first = figures.where(table, level=numbers[0]).sort_values("examples")
     told = []
     for method in methods:
@@ -187,11 +192,11 @@ def faults(table: pd.DataFrame) -> Figure:
             ink: dict[str, Any] = {"color": look.colour, "label": name, **EDGE}
             bars = axes.barh(at, rows["share"], 0.9 * thick, hatch="//" * (i % 2), **ink)
             axes.bar_label(bars, [f"{n}" for n in rows["count"]], padding=2, fontsize=6)
-        _rows(axes, kinds, shown=axes is figure.axes[0])
+        name_rows(axes, kinds, shown=axes is figure.axes[0])
         axes.set_title(f"   level {level}", loc="center")
         axes.set(xlim=(0, 1.18 * most), xlabel="share of cells")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
-    _legend_below(figure, "number at a bar: faults counted")
+    legend_below(figure, "number at a bar: faults counted")
     told = []
     for stage in stages:
         mine: Counter[str] = Counter()
@@ -223,10 +228,10 @@ def confusions(table: pd.DataFrame) -> Figure:
         look: dict[str, Any] = {"color": colour, "hatch": hatch, **EDGE}
         bars = axes.barh([i], [row["count"]], 0.75, label=change, **look)
         axes.bar_label(bars, [f"{row['count']:,}"], padding=2, fontsize=6)
-    _rows(axes, [_pair(row) for row in shown])
+    name_rows(axes, [_pair(row) for row in shown])
     axes.set(xlim=(0, 1.12 * shown[0]["count"]), xlabel="times")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend_below(figure, "true → read")
+    legend_below(figure, "true → read")
     total = int(pairs["count"].sum())
     figure.suptitle(
         f"Most often {_pair(shown[0])}: {shown[0]['count']:,} of {total:,} characters misread",
@@ -259,10 +264,10 @@ def speed(table: pd.DataFrame) -> Figure:
         text["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
         axes.bar_label(bars, told, **text)
         ends += shares
-    _rows(axes, [STAGES[method][0] for method in methods])
+    name_rows(axes, [STAGES[method][0] for method in methods])
     axes.set(xlim=(0, max(1.0, float(ends.max()))), xlabel="share of a training step")
     axes.xaxis.set_major_formatter(SHARE)
-    _legend_below(figure, "")
+    legend_below(figure, "")
     data = figures.where(table, part=DATA).set_index("method")["share"]
     by_method = data.reindex(methods, fill_value=0)
     told = ", ".join(f"{STAGES[method][0]} {by_method[method]:.1%}" for method in methods)
@@ -309,25 +314,3 @@ def _pair(row: Mapping[Any, Any]) -> str:
 
 def _shares(values: Iterable[float]) -> str:
     return ", ".join(f"{value:.0%}" for value in values)
-
-
-def _legend_below(figure: Figure, title: str) -> None:
-    """Name each look once, below the panels."""
-    named = {
-        name: handle
-        for axes in figure.axes
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    look: dict[str, Any] = {"loc": "outside lower center", "ncols": len(named)}
-    figure.legend(list(named.values()), list(named), title=title, handlelength=3, **look, **SMALL)
-
-
-def _rows(axes: Axes, names: Sequence[str], *, shown: bool = True) -> None:
-    """Make rows from the top down, with their names if shown."""
-    axes.set_yticks(range(len(names)), names if shown else [""] * len(names), parse_math=False)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")
-
-
-def _dashes(look: Style) -> dict[str, Any]:
-    return {"linestyle": (0, look.dashes) if look.dashes else "-"}

@@ -10,9 +10,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from foredraft.viz import figures
+from foredraft.viz.axes import TIMES, line_style, share_limits, shifts
 from foredraft.viz.figures import STYLES, Style
 
 TARGET, OURS = STYLES["target"], STYLES["self-speculative"]
@@ -26,20 +27,6 @@ MODELS = (
 )
 """How the first model that a figure compares looks, the second and the third."""
 
-ORIGINS = {
-    "start": ("few branches off", Style("#4D4D4D", "s", ())),
-    "sobol": ("quasi-random", Style("#E69F00", "v", ())),
-    "model": ("asked for by the model", Style("#0072B2", "D", ())),
-}
-"""Under its name in a trial: why a plan was tried, and its look."""
-
-METHODS = {
-    "Ax": Style("#0072B2", "D", ()),
-    "random": Style("#D55E00", "o", (4, 2)),
-    "greedy": Style("#009E73", "v", (1, 1)),
-    "uniform": Style("#E69F00", "s", (6, 1, 1, 1)),
-}
-"""The look of each way to search."""
 
 WAYS = {
     "foretold": "exact\nband",
@@ -69,8 +56,6 @@ WANTED = (1.15, 1.25)
 HALF = 1.96
 """Half of a 95 % interval, in standard errors."""
 
-TIMES = FuncFormatter(lambda times, _: f"{times:g}×")
-SHARE = FuncFormatter(lambda share, _: f"{share:.0%}")
 ERROR = FuncFormatter(lambda error, _: f"{error:+.0%}")
 
 
@@ -99,7 +84,7 @@ def article(lengths: pd.DataFrame, run: Mapping[str, float]) -> Figure:
     left.set_xticks(list(lengths["length"]))
     left.yaxis.set_major_formatter(TIMES)
     left.legend(loc="lower left")
-    _plane(right, "acceptance α")
+    cost_axes(right, "acceptance α")
     right.plot(cost, alpha, **dot, zorder=4)
     by_bytes: dict[str, Any] = {"color": "white", "markeredgecolor": ARTICLE.colour}
     right.plot(run["cost_bytes"], alpha, "o", **by_bytes, markersize=9, zorder=3)
@@ -167,7 +152,7 @@ def shortcuts(table: pd.DataFrame) -> Figure:
     for axes, temperature in zip(figure.axes, temperatures, strict=True):
         rows = figures.where(errors, temperature=temperature)
         for place, way in enumerate(WAYS):
-            for shift, (model, look) in zip(_shifts(len(looks)), looks.items(), strict=True):
+            for shift, (model, look) in zip(shifts(len(looks)), looks.items(), strict=True):
                 own = figures.where(rows, model=model)[way].to_numpy()
                 at = place + 0.6 * shift + np.linspace(-0.06, 0.06, len(own))
                 dots = {"color": look.colour, "markersize": 3, "alpha": 0.7}
@@ -179,7 +164,7 @@ def shortcuts(table: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_formatter(ERROR)
         axes.grid(visible=False, axis="x")
     figure.axes[0].set_ylabel("foretold ÷ decoded − 1")
-    _level(figure.axes)
+    share_limits(figure.axes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     about = {"title": "a dot a plan; strokes: medians", "title_fontsize": 6}
     figure.legend(handles, labels, loc="outside lower center", ncols=len(looks), **about)
@@ -189,146 +174,6 @@ def shortcuts(table: pd.DataFrame) -> Figure:
         for way, name in WAYS.items()
     )
     figure.suptitle(f"Median error at temperature {temperatures[-1]:g}: {told}")
-    return figure
-
-
-@figures.drawing
-def search(trials: pd.DataFrame) -> Figure:
-    """One search as it went: what each plan was foretold to give, and the best so far.
-
-    Columns: index, origin, speedup, speedup_sem, best.
-    """
-    figure = figures.panels(width=figures.DOUBLE * 0.75, height=2.5)
-    (axes,) = figure.axes
-    best_so_far = {"color": LIGHT, "linewidth": 2.5, "zorder": 1, "label": "best so far"}
-    axes.step(trials["index"] + 1, trials["best"], where="post", **best_so_far)
-    for origin, (name, look) in ORIGINS.items():
-        part = figures.where(trials, origin=origin)
-        dots = {"fmt": look.marker, "color": look.colour, "elinewidth": 0.8}
-        axes.errorbar(part["index"] + 1, part["speedup"], HALF * part["speedup_sem"], **dots)
-        axes.plot([], [], look.marker, color=look.colour, label=name)
-    axes.axhline(1, color=TARGET.colour, linewidth=0.8, linestyle=":")
-    axes.set(xlabel="trial", ylabel="foretold speed-up")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(TIMES)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    best = trials.loc[trials["speedup"].idxmax()]
-    figure.suptitle(
-        f"Best of {len(trials)} plans: {best['speedup']:.2f}× "
-        f"± {HALF * best['speedup_sem']:.2f}, trial {int(best['index']) + 1}"
-    )
-    return figure
-
-
-@figures.drawing
-def race(table: pd.DataFrame) -> Figure:
-    """The best plan so far of each way to search, a panel a space of plans.
-
-    Columns: space, method, seed, index, value, best. "exhaustive" has one row, whose `best` is the
-    optimum and whose `value` is the mean plan.
-    """
-    spaces = list(table["space"].unique())
-    figure = figures.panels(len(spaces), height=2.6)
-    for axes, space in zip(figure.axes, spaces, strict=True):
-        rows = figures.where(table, space=space)
-        for method, look in METHODS.items():
-            part = figures.where(rows, method=method)
-            if len(part):
-                _progress(axes, part, look, method)
-        for row in figures.where(rows, method="exhaustive").to_dict("records"):
-            look = {"color": TARGET.colour, "linewidth": 0.8}
-            axes.axhline(row["best"], **look, linestyle="--", label="best of all plans")
-            axes.axhline(row["value"], **look, linestyle=":", label="mean of all plans")
-        axes.set_title("   all branches" if space == "all" else "   a few branches", loc="center")
-        axes.set(xlabel="plans tried", ylabel="best speed-up so far")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_formatter(TIMES)
-    named = {
-        name: handle
-        for axes in figure.axes
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    about = {"title": "mean, least and most over seeds", "title_fontsize": 6, "fontsize": 6}
-    figure.legend(
-        list(named.values()), list(named), loc="outside lower center", ncols=len(named), **about
-    )
-    figure.suptitle(_race_told(figures.where(table, space="small")))
-    return figure
-
-
-def _race_told(small: pd.DataFrame) -> str:
-    (every_plan,) = figures.where(small, method="exhaustive").to_dict("records")
-    mean, optimum = every_plan["value"], every_plan["best"]
-    shares = {}
-    for method in ("Ax", "random"):
-        by_seed = figures.where(small, method=method).pivot_table(
-            index="seed", values="best", aggfunc="max"
-        )
-        shares[method] = (by_seed.to_numpy().mean() - mean) / (optimum - mean)
-    tried = int(figures.where(small, method="Ax")["index"].to_numpy().max()) + 1
-    size = int(every_plan["index"]) + 1
-    return (
-        f"After {tried} of {size:,} plans Ax has {shares['Ax']:.0%} of the best one's gain over "
-        f"the mean, random {shares['random']:.0%}"
-    )
-
-
-@figures.drawing
-def frequency(table: pd.DataFrame) -> Figure:
-    """How often each branch is in the best plan of a search, over seeds.
-
-    Columns: branch, layer, share.
-    """
-    figure = figures.panels(height=1.6)
-    (axes,) = figure.axes
-    grid = table.pivot_table(index="branch", columns="layer", values="share")
-    few = grid.shape[1] <= 16
-    text: dict[str, Any] = {"annot": few, "fmt": ".0%", "annot_kws": {"size": 6}}
-    scale: dict[str, Any] = {"vmin": 0, "vmax": 1, "linewidths": 0.3, "cmap": figures.SEQUENTIAL}
-    bar = {"label": "share of seeds", "format": SHARE, "ticks": [0, 0.5, 1]}
-    sns.heatmap(grid, ax=axes, cbar_kws=bar, **text, **scale)
-    axes.tick_params(axis="y", labelrotation=0, length=0)
-    axes.tick_params(axis="x", labelrotation=0, length=0)
-    axes.set(xlabel="layer", ylabel="")
-    axes.grid(visible=False)
-    share = table["share"].to_numpy()
-    told = ", ".join(f"{branch} {mean:.0%}" for branch, mean in grid.mean(axis=1).items())
-    figure.suptitle(
-        f"{(share == 1).sum()} of {len(share)} branches are off in every seed's best plan, "
-        f"{(share == 0).sum()} in none; on average {told}",
-        fontsize=8,
-    )
-    return figure
-
-
-@figures.drawing
-def trade_off(front: pd.DataFrame, trials: pd.DataFrame, lines: pd.DataFrame) -> Figure:
-    """The plans that no other beats in both c and β, among all that were tried.
-
-    `front`: cost, overlap, plan. `trials`: cost, overlap. `lines`: gain, cost, acceptance.
-    """
-    figure = figures.panels(width=figures.DOUBLE * 0.6, height=3.4)
-    (axes,) = figure.axes
-    _plane(axes, "β at the first step of a draft")
-    lines = lines.loc[lines["gain"] > 1]
-    gains = sorted(set(lines["gain"]))
-    _levels(axes, lines, ["#BBBBBB"] * len(gains))
-    grey = {"color": "#999999", "marker": "o", "s": 10, "linewidths": 0, "zorder": 2}
-    axes.scatter(trials["cost"], trials["overlap"], label="tried", **grey)
-    front = front.sort_values("cost")
-    look = {"color": OURS.colour, "marker": OURS.marker, "drawstyle": "steps-post", "zorder": 3}
-    axes.plot(front["cost"], front["overlap"], **look, label="Pareto front")
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    points = list(zip(front["cost"], front["overlap"], strict=True))
-    above = sum(beta > cost for cost, beta in points)
-    reached = [
-        gain
-        for gain in gains
-        if any(beta >= _needed_at(lines, gain, cost) for cost, beta in points)
-    ]
-    best = f"the best of them beyond {max(reached):g}×" if reached else "none beyond a line"
-    figure.suptitle(f"{above} of {len(front)} plans on the front have β > c, {best}", fontsize=8)
     return figure
 
 
@@ -346,7 +191,7 @@ def controllers(paths: pd.DataFrame, policies: pd.DataFrame) -> Figure:
     for axes, length in zip(thresholds, lengths, strict=True):
         _thresholds(axes, figures.where(paths, length=length), length)
     thresholds[0].set_ylabel("threshold of confidence")
-    _level(thresholds)
+    share_limits(thresholds)
     is_fixed = policies["policy"].str.startswith(FIXED)
     fixed, others = policies.loc[is_fixed], policies.loc[~is_fixed]
     looks = {f"{name} controller": look for name, look in RULES.values()}
@@ -444,10 +289,10 @@ def needed(table: pd.DataFrame, plans: pd.DataFrame, run: Mapping[str, float]) -
     """
     figure = figures.panels(width=figures.DOUBLE * 0.7, height=3.2)
     (axes,) = figure.axes
-    _plane(axes, "acceptance α", aspect="auto")
+    cost_axes(axes, "acceptance α", aspect="auto")
     lines = table.loc[table["gain"] > 1]
     gains = sorted(set(lines["gain"]))
-    _levels(axes, lines, sns.color_palette(figures.SEQUENTIAL, len(gains)))
+    gain_lines(axes, lines, sns.color_palette(figures.SEQUENTIAL, len(gains)))
     for row in plans.sort_values("cost").to_dict("records"):
         axes.axvline(row["cost"], color="#888888", linewidth=0.8, linestyle="--", zorder=1)
         text = {"rotation": 90, "fontsize": 6, "ha": "right", "va": "bottom"}
@@ -465,8 +310,9 @@ def needed(table: pd.DataFrame, plans: pd.DataFrame, run: Mapping[str, float]) -
         fontsize=6,
     )
     gain = gains[0]
+    alpha_needed = needed_acceptance(lines, gain, cost)
     figure.suptitle(
-        f"At the article's c = {cost:.2f}, {gain:g}× needs α = {_needed_at(lines, gain, cost):.2f};"
+        f"At the article's c = {cost:.2f}, {gain:g}× needs α = {alpha_needed:.2f};"
         f" its run had {alpha:.2f}",
         fontsize=8,
     )
@@ -482,9 +328,9 @@ def rules(table: pd.DataFrame) -> Figure:
     figure = figures.panels(width=figures.DOUBLE * 0.62, height=2.4)
     (axes,) = figure.axes
     looks = {"token": TARGET, "block": STYLES["foredraft"]}
-    for shift, (rule, look) in zip(_shifts(len(looks)), looks.items(), strict=True):
+    for shift, (rule, look) in zip(shifts(len(looks)), looks.items(), strict=True):
         part = figures.where(table, rule=rule).sort_values("length")
-        style = {"color": look.colour, "marker": look.marker, "linestyle": _line(look)}
+        style = {"color": look.colour, "marker": look.marker, "linestyle": line_style(look)}
         at, error = part["length"] + 0.3 * shift, HALF * part["sem"]
         axes.errorbar(at, part["mean"], error, capsize=2, label=f"{rule} verification", **style)
     axes.set_xticks(sorted(set(table["length"])))
@@ -504,15 +350,6 @@ def rules(table: pd.DataFrame) -> Figure:
 
 def _looks(table: pd.DataFrame) -> dict[str, Style]:
     return dict(zip(table["model"].unique().tolist(), cycle(MODELS)))
-
-
-def _line(look: Style) -> Any:
-    return (0, look.dashes) if look.dashes else "-"
-
-
-def _shifts(n: int) -> np.ndarray:
-    """Give n places at equal distances around 0, all within a half of it."""
-    return (np.arange(n) - (n - 1) / 2) / n
 
 
 def _titled(temperature: float) -> str:
@@ -550,18 +387,6 @@ def _quantiles(axes: Axes, rows: pd.DataFrame, looks: dict[str, Style]) -> None:
     axes.set_title("   z, above temperature 0", loc="center")
 
 
-def _progress(axes: Axes, rows: pd.DataFrame, look: Style, name: str) -> None:
-    """Draw the best so far, its mean over seeds, and its range where there are several."""
-    by_seed = rows.pivot_table(index="index", columns="seed", values="best").ffill()
-    at = by_seed.index.to_numpy() + 1
-    if by_seed.shape[1] > 1:
-        ends = by_seed.min(axis=1), by_seed.max(axis=1)
-        axes.fill_between(at, *ends, color=look.colour, alpha=0.15, linewidth=0)
-    marks = {"marker": look.marker, "markevery": max(1, len(at) // 6)}
-    line = {"color": look.colour, "linestyle": _line(look), "label": name}
-    axes.plot(at, by_seed.mean(axis=1), **marks, **line)
-
-
 def _thresholds(axes: Axes, rows: pd.DataFrame, length: int) -> None:
     """Draw the threshold of each rule, the first one's broad: the other's may be the same."""
     for width, (rule, (name, look)) in zip((3.2, 1.2), RULES.items(), strict=True):
@@ -583,7 +408,7 @@ def _dots(axes: Axes, rows: pd.DataFrame, look: Style, name: str, *, line: str =
     axes.errorbar(rows["drafted"], rows["speedup"], HALF * rows["sem"], **style, **bars, label=name)
 
 
-def _plane(axes: Axes, name: str, *, aspect: Literal["auto", "equal"] = "equal") -> None:
+def cost_axes(axes: Axes, name: str, *, aspect: Literal["auto", "equal"] = "equal") -> None:
     """Set up the plane of cost and acceptance, with what never pays in grey."""
     axes.fill_between([0, 1], [0, 1], color=SHADE, linewidth=0, zorder=0)
     axes.plot([0, 1], [0, 1], color=TARGET.colour, linewidth=1.2, zorder=1)
@@ -592,7 +417,13 @@ def _plane(axes: Axes, name: str, *, aspect: Literal["auto", "equal"] = "equal")
     axes.set_aspect(aspect)
 
 
-def _levels(axes: Axes, lines: pd.DataFrame, colours: Sequence[Any]) -> None:
+def needed_acceptance(lines: pd.DataFrame, gain: float, cost: float) -> float:
+    """Give the acceptance that a gain needs at a cost, infinite where the line has ended."""
+    part = figures.where(lines, gain=gain).dropna().sort_values("cost")
+    return float(np.interp(cost, part["cost"], part["acceptance"], right=np.inf))
+
+
+def gain_lines(axes: Axes, lines: pd.DataFrame, colours: Sequence[Any]) -> None:
     """Draw a line for each gain, ascending, with its number where it comes to an end."""
     for gain, colour in zip(sorted(set(lines["gain"])), colours, strict=True):
         part = figures.where(lines, gain=gain).dropna().sort_values("cost")
@@ -601,16 +432,3 @@ def _levels(axes: Axes, lines: pd.DataFrame, colours: Sequence[Any]) -> None:
         text = {"ha": "center", "va": "bottom", "fontsize": 6, "color": "#555555"}
         text["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         axes.text(last["cost"], last["acceptance"] + 0.01, f"{gain:g}×", **text)
-
-
-def _needed_at(lines: pd.DataFrame, gain: float, cost: float) -> float:
-    """Give the acceptance that a gain needs at a cost, infinite where the line has ended."""
-    part = figures.where(lines, gain=gain).dropna().sort_values("cost")
-    return float(np.interp(cost, part["cost"], part["acceptance"], right=np.inf))
-
-
-def _level(axes: Sequence[Axes]) -> None:
-    bottom = min(each.get_ylim()[0] for each in axes)
-    top = max(each.get_ylim()[1] for each in axes)
-    for each in axes:
-        each.set_ylim(bottom, top)

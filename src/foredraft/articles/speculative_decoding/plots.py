@@ -11,82 +11,23 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from foredraft.viz import figures
+from foredraft.viz.axes import SHARE, TIMES, share_limits
 from foredraft.viz.figures import STYLES
+
+WRONG = "#D55E00"
+
 
 TARGET, DRAFT = STYLES["target"], STYLES["draft"]
 OURS, THEIRS = STYLES["speculative"], STYLES["transformers"]
 LIGHT = "#D9D9D9"
-WRONG = "#D55E00"
-NOISE = 1e-17
-"""Where a distance of exactly zero is drawn on a logarithmic axis."""
 
 GAINS = [1, 1.05, 1.1, 1.25, 1.5, 2, 2.5, 3, 4, 6]
 EDGES = [-0.5, 0.5, 1.5, 2.5, 3.5, 5.5, 8.5, 16.5, 40.5]
 LENGTHS = ["0", "1", "2", "3", "4–5", "6–8", "9–16", "17+"]
 """The regions of the surface: speed-ups, and draft lengths with their edges and names."""
-
-TIMES = FuncFormatter(lambda times, _: f"{times:g}×")
-SHARE = FuncFormatter(lambda share, _: f"{share:.0%}")
-
-
-@figures.drawing
-def nine_words(laws: pd.DataFrame) -> Figure:
-    """Overlap of p and q; the residual; what a round emits, right and wrong.
-
-    Columns: word, p, q, overlap, residual, right, wrong.
-    """
-    figure = figures.panels(3, height=2.4)
-    left, middle, right = figure.axes
-    places = np.arange(len(laws))
-    left.bar(places, laws["overlap"], color=LIGHT, width=0.9, label="min(p, q): accepted")
-    _steps(left, laws["p"].to_numpy(), TARGET.colour, "-", "p, the target")
-    _steps(left, laws["q"].to_numpy(), DRAFT.colour, "--", "q, the draft")
-    middle.bar(places, laws["residual"], color=OURS.colour, width=0.6, label="norm(max(0, p − q))")
-    _steps(middle, laws["p"].to_numpy(), TARGET.colour, "-", "p")
-    right.bar(places, laws["wrong"], color=WRONG, width=0.9, alpha=0.45, label="p drawn from again")
-    right.bar(places, laws["right"], color=OURS.colour, width=0.45, label="residual")
-    _steps(right, laws["p"].to_numpy(), TARGET.colour, "-", "p")
-    titles = ("a draft survives where p covers q", "a rejected one is replaced", "what comes out")
-    for axes, title in zip(figure.axes, titles, strict=True):
-        axes.set_title(f"   {title}", loc="center")
-        axes.set_xticks(places, laws["word"], rotation=60, ha="right", rotation_mode="anchor")
-        axes.grid(visible=False, axis="x")
-        axes.legend(loc="upper right")
-    left.set_ylabel("probability")
-    figure.suptitle("Drafts that stand and the residual add up to p; drawing from p again does not")
-    return figure
-
-
-@figures.drawing
-def mistakes(table: pd.DataFrame) -> Figure:
-    """Total variation between the joint law of three words and the target's, by variant."""
-    figure = figures.panels(width=figures.DOUBLE * 0.75, height=1.9)
-    (axes,) = figure.axes
-    places = np.arange(len(table))[::-1]
-    far = table["total_variation"].clip(lower=NOISE)
-    for exact, style, name in ((True, OURS, "shipped"), (False, THEIRS, "with a mistake")):
-        chosen = (table["exact"] == exact).to_numpy()
-        dots: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": "none"}
-        axes.plot(far[chosen], places[chosen], **dots, markersize=6, label=name)
-    axes.hlines(places, NOISE, far, color=LIGHT, linewidth=1.2, zorder=0)
-    for place, value in zip(places, table["total_variation"], strict=True):
-        axes.annotate(
-            f"{value:.1g}",
-            (max(value, NOISE), place),
-            (7, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7,
-        )
-    axes.set(xscale="log", xlim=(NOISE, 30), ylim=(-0.6, len(table) - 0.4))
-    axes.set_yticks(places, table["variant"])
-    axes.set_xlabel("total variation from the target's law of three words")
-    axes.grid(visible=False, axis="y")
-    figure.suptitle("Both rules are exact to rounding; each mistake shows at once")
-    return figure
 
 
 @figures.drawing
@@ -337,7 +278,7 @@ def beside(arms: pd.DataFrame, where: str) -> Figure:
         axes.yaxis.set_major_formatter(TIMES)
         axes.set_ylabel("speed-up over ours, plain")
     figure.axes[1].legend(loc="upper right", ncols=2)
-    _level(figure.axes, headroom=1.15)
+    share_limits(figure.axes, headroom=1.15)
     drafting = figures.where(arms, sampler="greedy", strategy="draft model").set_index("library")
     gain = drafting["speedup_median"]
     figure.suptitle(
@@ -378,7 +319,7 @@ def predicted(arms: pd.DataFrame, where: str) -> Figure:
         axes.set_xticks(sorted(set(part["length"])))
         axes.yaxis.set_major_formatter(TIMES)
     figure.axes[0].legend(loc="best", fontsize=6)
-    _level(figure.axes)
+    share_limits(figure.axes)
     off = arms["residual"].abs()
     figure.suptitle(
         f"The prediction from measured costs is off by {off.median():.0%} in the median, "
@@ -423,7 +364,7 @@ def batches(arms: pd.DataFrame, where: str) -> Figure:
         axes.set_ylabel("tokens a second, all rows")
         axes.grid(visible=False, axis="x")
     figure.axes[0].legend(loc="upper left", fontsize=6)
-    _level(figure.axes)
+    share_limits(figure.axes)
     gains = figures.where(arms, sampler="greedy").pivot_table(
         index="batch", columns="strategy", values="tokens_per_second_median"
     )
@@ -445,7 +386,7 @@ def _regions(
     return figure.colorbar(filled, ax=axes, label=name, spacing="uniform")
 
 
-def _steps(axes: Axes, heights: np.ndarray, colour: str, line: str, name: str) -> None:
+def draw_steps(axes: Axes, heights: np.ndarray, colour: str, line: str, name: str) -> None:
     """Draw a law as a horizontal stroke over each word."""
     places = np.arange(len(heights))
     axes.hlines(
@@ -487,10 +428,3 @@ def _pairs(axes: Axes, pairs: pd.DataFrame) -> None:
             fontsize=6,
             bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.8},
         )
-
-
-def _level(axes: Sequence[Axes], *, headroom: float = 1.0) -> None:
-    top = headroom * max(each.get_ylim()[1] for each in axes)
-    bottom = min(each.get_ylim()[0] for each in axes)
-    for each in axes:
-        each.set_ylim(bottom, top)

@@ -11,6 +11,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from foredraft.viz import figures
+from foredraft.viz.axes import SHARE, legend_below, line_style
 from foredraft.viz.figures import Style
 
 CARDS: tuple[Style, ...] = (
@@ -40,7 +41,6 @@ HATCHES = ("", "//", "..", "xx", "\\\\", "--", "", "oo")
 """Colour and hatch of each operation; they repeat in another pairing."""
 
 SMALL: Mapping[str, Any] = {"fontsize": 6.5, "title_fontsize": 6.5}
-SHARE = FuncFormatter(lambda share, _: f"{share:.0%}")
 
 
 @figures.drawing
@@ -90,7 +90,7 @@ def floors(table: pd.DataFrame, roofline: pd.DataFrame, *, dtype: str) -> Figure
     launch = float(own["launch_us"].iloc[0])
     for name, look in zip(_names(own["card"]), CARDS, strict=False):
         rows = figures.where(own, card=name)
-        ink: dict[str, Any] = {"color": look.colour, "label": name, "linestyle": _dashes(look)}
+        ink: dict[str, Any] = {"color": look.colour, "label": name, "linestyle": line_style(look)}
         left.plot(rows["bytes"], rows["floor_us"], **ink)
         crossing.append(launch * float(rows["bytes"].iloc[0]) / float(rows["floor_us"].iloc[0]))
         left.plot(crossing[-1], launch, look.marker, color=look.colour)
@@ -114,7 +114,7 @@ def floors(table: pd.DataFrame, roofline: pd.DataFrame, *, dtype: str) -> Figure
     right.set_ylim(len(names) - 0.5, -0.5)
     right.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
     right.xaxis.set_minor_locator(NullLocator())
-    _legend_below(figure, "by data sheets; nothing is measured here")
+    legend_below(figure, "by data sheets; nothing is measured here")
     low, high = min(crossing) / 1e6, max(crossing) / 1e6
     most = max(figures.where(roofline, operation=names[0])["attainable"].tolist())
     figure.suptitle(
@@ -170,7 +170,7 @@ def loads(table: pd.DataFrame) -> Figure:
     axes.set_xticks(range(len(names)), names)
     axes.set(ylabel="loads a thread makes", ylim=(0, 1.15 * max(table["n_loads"].tolist())))
     axes.grid(visible=False, axis="x")
-    _legend_below(figure, "addresses and size; number at a bar: bytes a load")
+    legend_below(figure, "addresses and size; number at a bar: bytes a load")
     single, vector = (sum(figures.where(table, aligned=each)["n_loads"]) for each in (False, True))
     figure.suptitle(
         f"Without the hint of alignment {single / vector:.1f} times as many loads",
@@ -191,7 +191,7 @@ def fusion(table: pd.DataFrame, worth: pd.DataFrame) -> Figure:
     ratios = _stacks(left, figures.where(table, rows=most))
     left.set_ylabel(f"MB moved at {most:,} rows")
     _savings(right, figures.where(worth, form=_names(table["form"])[0]))
-    _legend_below(figure, "solid: the bytes that fusion saves; dashed: its launches, if they count")
+    legend_below(figure, "solid: the bytes that fusion saves; dashed: its launches, if they count")
     told = ", ".join(f"{form.capitalize()} {ratio:.1f}" for form, ratio in ratios.items())
     figure.suptitle(
         f"Bytes moved apart ÷ fused: {told}; with few rows what fusion saves is launches",
@@ -276,7 +276,7 @@ def laws(table: pd.DataFrame) -> Figure:
         axes.set_axis_off()
     for axes in figure.axes[::columns]:
         axes.set_ylabel("share")
-    _legend_below(figure, "")
+    legend_below(figure, "")
     kept = max(far for name, far in distances.items() if name != "drafted")
     figure.suptitle(
         f"Drawn and verified tokens follow their law to {kept:.3f}; what was drafted does not",
@@ -306,7 +306,7 @@ def bandwidth(table: pd.DataFrame) -> Figure:
     for axes in figure.axes:
         axes.set_yticks(at, names if axes is left else [""] * len(names), fontsize=5.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-    _legend_below(figure, "bars: half an interquartile range to each side")
+    legend_below(figure, "bars: half an interquartile range to each side")
     kept = rows["verdict"].tolist().count("keep")
     figure.suptitle(f"Worth keeping: {kept} of {len(rows)} (kernel, shape)", fontsize=8)
     return figure
@@ -336,18 +336,3 @@ def _bytes(n: float, _: object) -> str:
             return f"{n:g} {unit}"
         n /= 1000
     raise AssertionError
-
-
-def _dashes(look: Style) -> Any:
-    return (0, look.dashes) if look.dashes else "-"
-
-
-def _legend_below(figure: Figure, title: str) -> None:
-    """Name each look once, below the panels."""
-    named = {
-        name: handle
-        for axes in figure.axes
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    look: dict[str, Any] = {"loc": "outside lower center", "ncols": max(1, len(named))}
-    figure.legend(list(named.values()), list(named), title=title, handlelength=3, **look, **SMALL)
