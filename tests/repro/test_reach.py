@@ -7,7 +7,7 @@ import pytest
 from foredraft import paths
 from foredraft.registry import ARTICLES, Article
 from foredraft.repro import digests, imports, reach
-from foredraft.repro.reach import Library
+from foredraft.repro.library import Library
 
 SCRIPT = """
 from foredraft import tools

@@ -12,7 +12,8 @@ from pathlib import Path
 from foredraft import paths
 from foredraft.files import write_text
 from foredraft.registry import ARTICLES, Article
-from foredraft.repro.reach import Library, Reach, Target, reach
+from foredraft.repro.library import Library, Target
+from foredraft.repro.reach import Reach, reach
 
 SECTIONS: Target = ("foredraft.repro.params", "SECTIONS")
 """The table that gives each article the class of its parameters."""
