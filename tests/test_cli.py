@@ -22,7 +22,7 @@ from foredraft import paths
 from foredraft.analysis.statistics import Estimate
 from foredraft.articles.outputs import Outputs
 from foredraft.benchmarks import roofline
-from foredraft.cli import app
+from foredraft.cli import app, measure, models
 from foredraft.models.loading import pocket_models
 from foredraft.models.skip import PublishedPlan, SkipPlan
 from foredraft.registry import ARTICLES
@@ -237,7 +237,7 @@ def test_without_a_name_all_is_benched_briefly_and_kept_where_asked(
     monkeypatch.setattr(recording, "keep", lambda *table: asked.append(table[0]) or keep(*table))
     spread = {"value_median": 1.23456, "value_min": 1, "value_max": 2, "value_iqr": 0.5}
     row = {"ratio": "÷ ours", **spread, "n": 5, "device": "cpu", "threads": 2}
-    pages = {slug: lambda **_: pd.DataFrame([row]) for slug in (app.OVERVIEW, "roofline")}
+    pages = {slug: lambda **_: pd.DataFrame([row]) for slug in (measure.OVERVIEW, "roofline")}
     monkeypatch.setattr(app, "_apart", lambda: pages)
     monkeypatch.setattr(roofline, "asked", lambda table: table)
     file = tmp_path / "new" / "ratios.json"
@@ -250,7 +250,7 @@ def test_without_a_name_all_is_benched_briefly_and_kept_where_asked(
     assert asked == [file]
     kept = recording.read(file)
     assert kept.table.to_dict("records") == [row]
-    assert f"src/foredraft/benchmarks/{name or app.OVERVIEW}.py" in kept.stamp.code
+    assert f"src/foredraft/benchmarks/{name or measure.OVERVIEW}.py" in kept.stamp.code
     assert kept.machine.cores > 0
 
 
@@ -269,7 +269,9 @@ def test_nothing_is_measured_for_a_file_that_cannot_be_written(
     (tmp_path / "file").touch()
     (tmp_path / "shut").mkdir()
     monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "shut")  # root may all
-    monkeypatch.setattr(app, "_apart", lambda: {app.OVERVIEW: lambda **_: pytest.fail("measured")})
+    monkeypatch.setattr(
+        app, "_apart", lambda: {measure.OVERVIEW: lambda **_: pytest.fail("measured")}
+    )
     code, shown, err = foredraft("bench", "--out", str(tmp_path / out))
     assert (code, shown) == (2, "")
     assert told.format(tmp_path) in err
@@ -642,7 +644,7 @@ def test_a_search_that_makes_no_sense_is_one_line_and_leaves_nothing(foredraft, 
 
 
 def test_an_objective_is_any_metric_that_a_plan_is_foretold_by(found):
-    assert set(app.OBJECTIVES) == set(found.best[0].metrics())
+    assert set(models.OBJECTIVES) == set(found.best[0].metrics())
 
 
 @pytest.fixture

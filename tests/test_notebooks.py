@@ -14,7 +14,7 @@ from PIL import Image
 
 from foredraft import paths
 from foredraft.registry import ARTICLES
-from foredraft.repro import claims, digests, live, notebooks, params, provenance, reach
+from foredraft.repro import claims, digests, library, live, notebooks, params, provenance, reach
 from foredraft.repro.record import read_record
 from foredraft.training.bert.docstrings import load_docstrings
 
@@ -91,7 +91,7 @@ def traced(folder: Path) -> set[tuple[Path, int]]:
 def test_every_function_that_ran_is_covered_by_the_article_s_digest(article, run):
     """False freshness would be the worst fault of all: what is not covered could change unseen."""
     reached = digests.reached(article)
-    instruments = [path for name in reach.INSTRUMENTS if (path := paths.module(name))]
+    instruments = [path for name in library.INSTRUMENTS if (path := paths.module(name))]
     of_instruments = reach.reach(*instruments)  # what they call while they compute the digest
     ran = {(path, line) for path, line in traced(run / "trace") if path not in instruments}
     assert sum(line > 0 for _, line in ran) > 100, "the tracer has seen the run"

@@ -74,7 +74,7 @@ def test_what_was_drawn_again_is_traced_to_the_record_of_the_article(article, tm
     [
         ("os.system", "only public functions"),
         ("foredraft.cli.app.main", "only public functions"),
-        ("foredraft.plots.panels", "only public functions"),
+        ("foredraft.articles.panels", "only public functions"),
         ("foredraft.sweep.plots._panel", "only public functions"),
         ("panels", "only public functions"),
         ("", "only public functions"),
@@ -82,7 +82,7 @@ def test_what_was_drawn_again_is_traced_to_the_record_of_the_article(article, tm
         ("foredraft.sweep.plots.where", "is no figures.drawing of"),
         ("foredraft.sweep.plots.ACROSS", "is no figures.drawing of"),
         ("foredraft.sweep.plots.gone", "is not there any more"),
-        ("foredraft.plots.gone.panels", "is not there any more"),
+        ("foredraft.articles.gone.plots.panels", "is not there any more"),
     ],
 )
 def test_nothing_but_a_public_function_of_the_plots_is_called(tmp_path, name, message):

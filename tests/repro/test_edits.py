@@ -91,7 +91,7 @@ def test_a_comment_and_a_docstring_run_the_code_s_stage_alone(repository):
 
 
 def test_a_function_that_no_article_reaches_runs_the_code_s_stage_alone(repository):
-    path = repository / "src" / "foredraft" / "cli.py"
+    path = repository / "src" / "foredraft" / "cli" / "app.py"
     replace(path, "def main() -> None:", "def main() -> None:\n    print('edited')\n    ")
     with (repository / "src" / "foredraft" / "sampling.py").open("a") as file:
         file.write("\n\ndef reached_by_none() -> int:\n    return 1\n")
@@ -99,7 +99,7 @@ def test_a_function_that_no_article_reaches_runs_the_code_s_stage_alone(reposito
 
 
 def test_a_function_that_one_article_reaches_runs_that_article(repository):
-    path = repository / "src" / "foredraft" / "training" / "tables.py"
+    path = repository / "src" / "foredraft" / "training" / "llava" / "tables.py"
     replace(path, "\n\ndef ", "\nEDITED = 1\n\n\ndef ")
     text = path.read_text(encoding="utf-8")
     name = next(line for line in text.splitlines() if line.startswith("class "))
@@ -119,7 +119,7 @@ def test_a_function_that_all_articles_reach_runs_them_all(repository):
 
 def test_a_shared_module_that_is_renamed_runs_the_code_s_stage_alone(repository):
     folder = repository / "src" / "foredraft"
-    (folder / "hints.py").rename(folder / "unknown_names.py")
+    (folder / "errors.py").rename(folder / "unknown_names.py")
     for path in folder.rglob("*.py"):
         if "foredraft.errors" in path.read_text(encoding="utf-8"):
             replace(path, "foredraft.errors", "foredraft.unknown_names")

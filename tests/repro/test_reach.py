@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from foredraft import paths
+from foredraft import imports, paths
 from foredraft.registry import ARTICLES, Article
-from foredraft.repro import digests, imports, reach
+from foredraft.repro import digests, library, reach
 from foredraft.repro.library import Library
 
 SCRIPT = """
@@ -87,7 +87,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / f"{name}.py").write_text(text)
     (tmp_path / "script.py").write_text(SCRIPT)
     monkeypatch.setattr(paths, "PACKAGES", {"foredraft": folder})
-    monkeypatch.setattr(reach, "PACKAGE", folder / "__init__.py")
+    monkeypatch.setattr(library, "PACKAGE", folder / "__init__.py")
     imports.homes.cache_clear()
     yield folder
     imports.homes.cache_clear()

@@ -1,8 +1,9 @@
 """Draw an article's figures again, in any format, from the values that it kept.
 
-Only functions of `foredraft.plots` are called, whatever a file of values says.
+Only functions of articles' plots are called, whatever a file of values says.
 """
 
+import re
 from collections.abc import Collection, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -15,8 +16,8 @@ from foredraft.repro import values
 from foredraft.repro.provenance import Mark, read_marked
 from foredraft.viz import figures
 
-PLOTS = "foredraft.plots."
-"""How the full name of every function that draws a figure of an article begins."""
+PLOTS = re.compile(r"foredraft\.(articles\.\w+|sweep)\.(\w+_)?plots")
+"""The full name of a module that draws figures."""
 
 
 def redraw(slug: str, formats: Collection[str], folder: Path) -> Iterator[Path]:
@@ -36,10 +37,12 @@ def redraw(slug: str, formats: Collection[str], folder: Path) -> Iterator[Path]:
 
 
 def draw(name: str, arguments: values.JSON) -> Figure:
-    """Call a function of `foredraft.plots` by its full name; ValueError if there is none."""
+    """Call a function of an article's plots by its full name; ValueError if there is none."""
     module, _, function = name.rpartition(".")
-    if not module.startswith(PLOTS) or function.startswith("_"):
-        raise ValueError(f"{name!r} draws no figure: only public functions of {PLOTS}* are called")
+    if not PLOTS.fullmatch(module) or function.startswith("_"):
+        raise ValueError(
+            f"{name!r} draws no figure: only public functions of articles' plots are called"
+        )
     try:
         found = getattr(import_module(module), function)
     except (ImportError, AttributeError):

@@ -99,7 +99,7 @@ def test_each_compilation_goes_to_its_table(params, made):
     assert found.loads[found.loads.aligned].load_bytes.tolist() == [16] * len(params.dtypes)
     assert found.loads[~found.loads.aligned].load_bytes.tolist() == [4] * len(params.dtypes)
     assert (found.aligned.loads, found.unaligned.loads) == ({16: 4}, {4: 16})
-    assert len(found.kernels) == len(params.targets) * len(experiment.MODULES)
+    assert len(found.kernels) == len(params.targets) * len(compilation.MODULES)
     assert len(asked) == grid + 2 * len(params.dtypes) + len(found.kernels)
 
 
