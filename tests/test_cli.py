@@ -215,7 +215,7 @@ def test_a_benchmark_is_shown_or_recorded(foredraft, tmp_path, monkeypatch):
     row = {"what": "top-k", **spread, "n": 5}
     table = pd.DataFrame([row])
     measures = {("sampling", "cpu"): lambda: table}
-    monkeypatch.setattr(app, "_benchmarks", lambda *_: measures)
+    monkeypatch.setattr(measure, "_benchmarks", lambda *_: measures)
     monkeypatch.setattr(paths, "RECORDED", tmp_path)
     code, out, _ = foredraft("bench", "sampling")
     assert code == 0
@@ -238,7 +238,7 @@ def test_without_a_name_all_is_benched_briefly_and_kept_where_asked(
     spread = {"value_median": 1.23456, "value_min": 1, "value_max": 2, "value_iqr": 0.5}
     row = {"ratio": "÷ ours", **spread, "n": 5, "device": "cpu", "threads": 2}
     pages = {slug: lambda **_: pd.DataFrame([row]) for slug in (measure.OVERVIEW, "roofline")}
-    monkeypatch.setattr(app, "_apart", lambda: pages)
+    monkeypatch.setattr(measure, "_apart", lambda: pages)
     monkeypatch.setattr(roofline, "asked", lambda table: table)
     file = tmp_path / "new" / "ratios.json"
     words = ["bench", *([name] if name else [])]
@@ -296,7 +296,7 @@ def test_what_depends_on_parameters_is_recorded_with_those_of_its_profile(
         asked.append(profile)
         return {("confidence_gating", "cpu"): lambda: pd.DataFrame([row])}
 
-    monkeypatch.setattr(app, "_benchmarks", benchmarks)
+    monkeypatch.setattr(measure, "_benchmarks", benchmarks)
     monkeypatch.setattr(paths, "RECORDED", tmp_path)
     assert foredraft("record", "confidence_gating", "--profile", "smoke")[0] == 0
     kept = recording.recordings("confidence_gating")["cpu"].stamp
@@ -316,7 +316,7 @@ def wide(monkeypatch):
     """A benchmark of one row with fifteen figures, which no terminal of 80 has room for."""
     figures = {f"figure_{place}": 1.125 + place for place in range(15)}
     measures = {("sampling", "cpu"): lambda: pd.DataFrame([figures])}
-    monkeypatch.setattr(app, "_benchmarks", lambda *_: measures)
+    monkeypatch.setattr(measure, "_benchmarks", lambda *_: measures)
     return {name: f"{value:.4g}" for name, value in figures.items()}
 
 
@@ -343,7 +343,9 @@ def test_self_drafting_is_benched_by_name_with_the_ratios_asked_for(foredraft, m
         return {"model": "m", "sampler": "greedy", **way, "length": 3, **speed, "n": 8}
 
     rows = pd.DataFrame([row("foredraft", True, 12.0), row("transformers", False, 5.0)])
-    monkeypatch.setattr(app, "_benchmarks", lambda *_: {("layer_skipping", "cpu"): lambda: rows})
+    monkeypatch.setattr(
+        measure, "_benchmarks", lambda *_: {("layer_skipping", "cpu"): lambda: rows}
+    )
     code, out, _ = foredraft("bench", "decode", "--self")
     assert code == 0
     assert "n 8" in out
@@ -392,7 +394,7 @@ def output(monkeypatch, kept):
             width=width,
             _environ=TERMINAL,
         )
-        monkeypatch.setattr(app, "_output", console)
+        monkeypatch.setattr(models, "output", console)
 
     be(terminal=False)
     return be

@@ -18,7 +18,7 @@ from scipy.stats import chi2_contingency
 
 import foredraft as fd
 from foredraft import sampling
-from foredraft.decoding import replay as replaying
+from foredraft.decoding import recording as recording_module
 from foredraft.decoding.draft import Draft, Job
 from foredraft.decoding.expected_gain import Curve
 from foredraft.decoding.reader import Reader
@@ -185,7 +185,7 @@ def recorded(case: str) -> tuple[Script, torch.Tensor]:
     rows = [text for text in texts for _ in range(enumerated.outcomes)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "invert", enumerated.choose)
-        patch.setattr(replaying, "accepts", enumerated.toss)
+        patch.setattr(recording_module, "accepts", enumerated.toss)
         script = record(
             *(target, [PROMPT] * len(rows), rows),
             sampler=sampler,
@@ -512,7 +512,7 @@ def test_a_draft_that_is_shorter_than_it_may_be_is_accepted_no_further(drafter):
 def test_behind_the_end_of_a_text_the_drafter_goes_on_as_it_likes(monkeypatch):
     """Whatever was read there in place of the text, and though every coin says yes."""
     monkeypatch.setattr(
-        replaying, "accepts", lambda uniforms, chances: torch.ones_like(chances) > 0
+        recording_module, "accepts", lambda uniforms, chances: torch.ones_like(chances) > 0
     )
     texts, place, draft = [greedy_texts()[0][:5], greedy_texts()[1]], 2, target()
     drafter = fd.ModelDrafter(draft, GREEDY)

@@ -35,7 +35,7 @@ def made(params, monkeypatch):
             for request in requests
         ]
 
-    monkeypatch.setattr(experiment, "compile_specimens", compiler)
+    monkeypatch.setattr(compilation, "compile_specimens", compiler)
     return compilation.compilations(params), asked
 
 
