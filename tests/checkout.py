@@ -38,8 +38,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from foredraft import params, paths, results
+from foredraft import paths
 from foredraft.articles.outputs import Outputs
+from foredraft.repro import claims as results
+from foredraft.repro import params
 
 # %%
 given = {"profile": profile, "length": length, "temperature": temperature, "seed": seed}

@@ -270,7 +270,7 @@ def test_nothing_is_measured_for_a_file_that_cannot_be_written(
     (tmp_path / "shut").mkdir()
     monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "shut")  # root may all
     monkeypatch.setattr(
-        app, "_apart", lambda: {measure.OVERVIEW: lambda **_: pytest.fail("measured")}
+        measure, "_apart", lambda: {measure.OVERVIEW: lambda **_: pytest.fail("measured")}
     )
     code, shown, err = foredraft("bench", "--out", str(tmp_path / out))
     assert (code, shown) == (2, "")
@@ -394,7 +394,8 @@ def output(monkeypatch, kept):
             width=width,
             _environ=TERMINAL,
         )
-        monkeypatch.setattr(models, "output", console)
+        for commands in (models, measure):
+            monkeypatch.setattr(commands, "output", console)
 
     be(terminal=False)
     return be

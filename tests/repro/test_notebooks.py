@@ -68,7 +68,8 @@ def test_two_runs_give_the_same_bytes_wherever_they_start(notebook, tmp_path, mo
 
 def test_parameters_reach_the_notebook_and_outputs_go_where_they_should(notebook, tmp_path):
     notebook(
-        "from foredraft import params, paths",
+        "from foredraft import paths",
+        "from foredraft.repro import params",
         "print(params.load('sampling', {'seed': seed}).seed, temperatures, measure)",
         "print(paths.results('sampling').parent)",
     )

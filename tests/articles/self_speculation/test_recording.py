@@ -194,7 +194,7 @@ def test_other_weights_make_another_race(monkeypatch, tmp_path):
     assert len(folders) == 5
 
 
-@pytest.mark.parametrize("rule", ["rehearsal", "objective", "bayes", "baselines", "decoder"])
+@pytest.mark.parametrize("rule", ["teacher_forced", "predict", "bayes", "baselines", "decoder"])
 def test_other_rules_make_another_race(monkeypatch, rule):
     before, digest = search_race.race_folder(settings()), search_race.digest
 
