@@ -11,7 +11,7 @@ export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce check test lint types suite lab sync figures bench site
+.PHONY: help setup reproduce update test lint types suite lab sync figures bench site
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -21,7 +21,7 @@ setup: $(STAMP) ## create .venv and install everything, pinned
 reproduce: $(STAMP) ## recompute everything and say, claim by claim, whether it reproduced
 	@foredraft reproduce $(ARTICLES)
 
-check: $(STAMP) ## recompute only what is not up to date: seconds when nothing changed
+update: $(STAMP) ## recompute only what is not up to date: seconds when nothing changed
 	@dvc repro
 
 test: lint ## lint, check types, run the test suite
@@ -40,7 +40,7 @@ suite: $(STAMP)
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
 
-sync: $(STAMP) ## write each notebook's .ipynb twin
+sync: $(STAMP) ## write each notebook's .ipynb twin and docs/tree.md
 	@foredraft sync
 
 figures: $(STAMP) ## draw the figures again below build/figures, FORMATS=pdf,svg or png

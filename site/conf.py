@@ -1,8 +1,8 @@
 """How Sphinx makes the site: `make site`, or sphinx-build with this folder as its configuration.
 
-The pages are no files of this repository: `pages.py` writes them from the README, the log, the
-results, the executed notebooks, the models' cards and the sources when Sphinx starts. Nothing is
-executed, nothing imported to be documented, nothing fetched.
+The pages are no files of this repository: `pages.py` writes them from the README, docs, the log,
+the results, the executed notebooks, the models' cards and the sources when Sphinx starts. Nothing
+is executed, nothing imported to be documented, nothing fetched.
 """
 
 import sys

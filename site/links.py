@@ -1,7 +1,7 @@
 """Where a link of the repository's own texts leads on the site.
 
-A notebook leads to its article, a module to its reference, a card, log or result to its page; a
-figure to the figure. Any other text file gets a page that shows it.
+A notebook leads to its article, a module to its reference, a card, log, result or page of docs to
+its page; a figure to the figure. Any other text file gets a page that shows it.
 """
 
 import posixpath
@@ -75,6 +75,8 @@ def page_of(path: str) -> str | None:
         return f"{PAGES[path]}.md"
     if card := re.fullmatch(r"data/models/([^/]+)/README\.md", path):
         return f"models/{card[1]}.md"
+    if guide := re.fullmatch(r"docs/([^/]+)\.md", path):
+        return f"guide/{guide[1]}.md"
     module = next((m for m in reference.modules() if paths.label(m.path) == path), None)
     return f"{reference.FOLDER}/{module.name}.md" if module else None
 

@@ -37,6 +37,7 @@ def files(folder: Path) -> None:
 def pages(site: Path) -> dict[str, str]:
     """Every page by its name; the pictures of the articles are written beside them."""
     found, cards = claims.findings(), sorted(paths.MODELS.glob("*/README.md"))
+    guide = {path.stem: path for path in sorted((paths.ROOT / "docs").glob("*.md"))}
     shown: set[str] = set()
 
     def markdown(path: Path) -> str:
@@ -47,6 +48,8 @@ def pages(site: Path) -> dict[str, str]:
         "index": markdown(paths.ROOT / "README.md") + contents(*TOP, hidden=True),
         "log": markdown(paths.ROOT / "LOG.md"),
         "results": results_page(found),
+        **{f"guide/{name}": markdown(path) for name, path in guide.items()},
+        "guide/index": guide_page(list(guide)),
         **{f"results/{each.article.slug}": values_page(each) for each in found},
         **{f"models/{card.parent.name}": markdown(card) for card in cards},
         "models/index": models_page([card.parent.name for card in cards]),
@@ -64,6 +67,7 @@ def pages(site: Path) -> dict[str, str]:
 
 TOP = (
     "articles/index",
+    "guide/index",
     "results",
     "models/index",
     f"Reference </{reference.FOLDER}/foredraft>",
@@ -98,6 +102,14 @@ def articles_page(pages: dict[str, str]) -> str:
         said = articles.summary(pages[f"articles/{each.stem}"])
         lines.append(f"**[{each.number:02d} · {each.title}]({each.stem}.md)** {said}")
     return "\n\n".join(lines) + contents(*(f"articles/{e.stem}" for e in ARTICLES), hidden=True)
+
+
+def guide_page(names: list[str]) -> str:
+    """The pages of docs, those first that README.md names first."""
+    readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    order = sorted(names, key=lambda name: readme.find(f"docs/{name}.md"))
+    head = "# Guide\n\nHow the library is built and used, and how its results are reproduced."
+    return head + contents(*(f"guide/{name}" for name in order))
 
 
 def models_page(names: list[str]) -> str:

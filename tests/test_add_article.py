@@ -1,9 +1,10 @@
-"""README's example of a new article, followed to the letter in a copy of the repository."""
+"""The example in docs/adding_an_article.md, followed to the letter in a copy of the repository."""
 
 import json
 import re
 import shutil
 import subprocess
+import tomllib
 
 import nbformat
 import pytest
@@ -12,12 +13,7 @@ import yaml
 from foredraft import paths
 from tests.checkout import Checkout
 
-SECTION = (
-    (paths.ROOT / "README.md")
-    .read_text(encoding="utf-8")
-    .partition("\n## To add an article\n")[2]
-    .partition("\n## ")[0]
-)
+PAGE = (paths.ROOT / "docs" / "adding_an_article.md").read_text(encoding="utf-8")
 STEP = re.compile(
     r"`([\w./]+)`(?:, (above|below) `([^`]+)`)?(?:; [^:]+)?:\n\n```\w+\n(.*?)```", re.DOTALL
 )
@@ -25,8 +21,10 @@ STEP = re.compile(
 
 COPIED = ("src/foredraft", "kernels", "notebooks", "data/results", "README.md", "dvc.yaml")
 COPIED += ("params.yaml", "CITATION.cff", "requirements.lock", "jupytext.toml", ".dvc/config")
-ARTICLE = ("notebooks/09_rounds.py", "src/foredraft/experiments/rounds.py")
-ARTICLE += ("src/foredraft/plots/rounds.py",)
+COPIED += ("docs", "pyproject.toml")
+FOLDER = "src/foredraft/articles/rounds"
+ARTICLE = ("notebooks/09_rounds.py",)
+ARTICLE += tuple(f"{FOLDER}/{name}.py" for name in ("__init__", "experiment", "plots"))
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +49,12 @@ def followed(copy):
     assert code == 0, out + err
     digests = copy.root / "data" / "digests"
     shutil.copytree(digests, copy.root / "digests_before")
-    for name, where, line, text in STEP.findall(SECTION):
+    for name, where, line, text in STEP.findall(PAGE):
         file = copy.root / name
         assert file.exists() == bool(where), f"{name} is new, or its lines have a place"
+        file.parent.mkdir(exist_ok=True)
         file.write_text(placed(file.read_text(), where, line, text) if where else text)
-    ((commands),) = re.findall(r"\nThen\n\n```\n(.*?)```", SECTION, re.DOTALL)
+    ((commands),) = re.findall(r"\nThen\n\n```\n(.*?)```", PAGE, re.DOTALL)
     code, out, err = copy.run("bash", "-euc", commands)
     assert code == 0, out + err
     return copy
@@ -96,7 +95,7 @@ def test_the_page_of_results_has_its_row_and_those_of_the_others(followed):
     before = (paths.ROOT / "RESULTS.md").read_text(encoding="utf-8")
     assert page.startswith(before)
     (row,) = page.removeprefix(before).splitlines()
-    assert row.startswith("| Simulated tokens a round, standard errors from expected |")
+    assert row.startswith("| Simulated tokens per round, standard errors from expected |")
     assert float(row.split("|")[3]) < 4, "standard errors; of five more than four: below 1 in 3000"
 
 
@@ -123,7 +122,7 @@ def test_the_other_articles_are_as_they_were(followed):
 
 
 def test_an_edit_of_what_it_computes_makes_it_and_nothing_else_stale(followed):
-    file = followed.root / "src" / "foredraft" / "experiments" / "rounds.py"
+    file = followed.root / FOLDER / "experiment.py"
     digests = followed.root / "data" / "digests"
     text, before = file.read_text(), {path: path.read_text() for path in digests.iterdir()}
     file.write_text(text.replace("tokens.std(ddof=1)", "tokens.std(ddof=0)"))
@@ -137,6 +136,13 @@ def test_an_edit_of_what_it_computes_makes_it_and_nothing_else_stale(followed):
         (digests / "rounds.txt").write_text(before[digests / "rounds.txt"])
 
 
+def test_the_page_of_files_has_its_modules_and_the_package_map_its_folder(followed):
+    tree = (followed.root / "docs" / "tree.md").read_text(encoding="utf-8")
+    assert re.search(r"rounds/ +Article 09: what a round yields\n +experiment\.py", tree)
+    project = tomllib.loads((followed.root / "pyproject.toml").read_text())
+    assert "foredraft.articles.rounds" in project["tool"]["setuptools"]["packages"]
+
+
 def test_its_value_can_be_cited(followed):
     code, out, err = followed.run("foredraft", "cite", "data/results/rounds.json#largest_z")
     assert code == 0, err
@@ -145,7 +151,6 @@ def test_its_value_can_be_cited(followed):
 
 def test_its_code_is_as_the_linters_want_it(followed):
     files = [*ARTICLE, "src/foredraft/registry.py", "src/foredraft/repro/params.py"]
-    shutil.copy(paths.ROOT / "pyproject.toml", followed.root)
     for words in (("check",), ("format", "--check")):
         code, out, err = followed.run("ruff", *words, *files)
         assert code == 0, out + err

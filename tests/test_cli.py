@@ -356,8 +356,11 @@ def test_self_drafting_is_benched_by_name_with_the_ratios_asked_for(foredraft, m
 
 def test_sync_writes_what_is_missing_and_says_so(foredraft, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(paths, "TREE", tmp_path / "tree.md")
     (tmp_path / "01_x.py").write_text("# %%\n1\n")
-    assert "01_x.ipynb" in foredraft("sync")[2]
+    written = foredraft("sync")[2]
+    assert "01_x.ipynb" in written
+    assert "tree.md" in written
     assert foredraft("sync")[2] == ""
 
 

@@ -161,6 +161,13 @@ def test_log_and_every_card_have_a_page(site):
         assert (site / "models" / f"{card.parent.name}.html").is_file()
 
 
+def test_every_page_of_docs_has_a_page_in_the_guide(site):
+    guide = read(site / "guide" / "index.html").links
+    for page in (paths.ROOT / "docs").glob("*.md"):
+        assert (site / "guide" / f"{page.stem}.html").is_file()
+        assert f"{page.stem}.html" in guide
+
+
 def test_every_formula_is_mathml(site):
     notebooks = {each: paths.notebook(each.slug).read_text() for each in ARTICLES}
     formulas = {each: re.findall(r"\$\$.+?\$\$", said, re.S) for each, said in notebooks.items()}

@@ -25,7 +25,7 @@ from foredraft.viz.figures import FORMATS
 from tests import checkout
 
 SLUG = checkout.SLUG
-README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (paths.ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
 PATIENCE = 600
 """Seconds; the machine may be busy."""
 
@@ -523,14 +523,13 @@ def test_a_sweep_on_a_ray_cluster_is_the_sweep_on_this_machine(small):
 
 
 def block(command: str) -> str:
-    """The block of the README's section on sweeps that has this command in it."""
-    section = README.partition("\n## Sweeps\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```\w*\n(.*?)```", section, re.DOTALL)
+    """The block of the page on sweeps that has this command in it."""
+    blocks = re.findall(r"```\w*\n(.*?)```", PAGE, re.DOTALL)
     (found,) = [each for each in blocks if command in each]
     return found
 
 
-def test_papermill_sweeps_as_the_readme_says(small):
+def test_papermill_sweeps_as_the_page_says(small):
     code, _, err = small.run("bash", "-euc", block("papermill "))
     assert code == 0, err
     lengths = set(small.lengths())
@@ -542,7 +541,7 @@ def test_papermill_sweeps_as_the_readme_says(small):
         assert found.values["acceptance.mean"] == 1 + length / 16
 
 
-def test_dvc_queues_experiments_as_the_readme_says(small, monkeypatch):
+def test_dvc_queues_experiments_as_the_page_says(small, monkeypatch):
     """In copies of the repository, whose own sources and parameters count."""
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "a reader")

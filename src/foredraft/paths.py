@@ -26,6 +26,8 @@ DIGESTS = ROOT / "data" / "digests"
 LOCK = ROOT / "dvc.lock"
 """What each stage was made from and what it made, by digest."""
 CITATION = ROOT / "CITATION.cff"
+TREE = ROOT / "docs" / "tree.md"
+"""The generated page of files and folders."""
 CORPUS = ROOT / "data" / "corpus.json"
 """Which packages, files and bytes the pocket models were trained on."""
 BUILD = ROOT / "build"
@@ -100,10 +102,16 @@ def results_macros() -> Path:
     return outputs() / "figures" / "results.tex"
 
 
+def pages() -> list[Path]:
+    """The pages whose numbers are filled in: README.md and docs/*.md, as far as they exist."""
+    readme = outputs() / "README.md"
+    return [*([readme] if readme.is_file() else []), *sorted((outputs() / "docs").glob("*.md"))]
+
+
 def written() -> list[Path]:
     """All that a reproduction writes: results, digests, figures, and the pages made of them."""
     folders = [result_files(), DIGESTS, outputs() / "figures"]
-    return [*folders, results_page(), outputs() / "README.md", LOCK]
+    return [*folders, results_page(), *pages(), LOCK]
 
 
 def recorded(slug: str, device: str) -> Path:

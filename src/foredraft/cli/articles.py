@@ -35,7 +35,7 @@ def run(
         Path | None, typer.Option(help="Write below this folder instead of into the repository.")
     ] = None,
 ) -> None:
-    """Execute an article's notebook: its figures, results and executed copy are written anew."""
+    """Execute an article's notebook and write its figures, results and executed copy."""
     from foredraft.repro import notebooks
 
     overrides = dict(_assignment(each) for each in parameter or [])
@@ -132,11 +132,11 @@ def _make(planned: "Sequence[Point]", engine: "Engine") -> dict[Path, str]:
 
 @commands.command()
 def sync() -> None:
-    """Write each notebook's .ipynb twin from its .py."""
+    """Write each notebook's .ipynb twin from its .py, and docs/tree.md from the files."""
     from foredraft import paths
-    from foredraft.repro import pairs
+    from foredraft.repro import pairs, tree
 
-    for path in pairs.sync():
+    for path in [*pairs.sync(), *tree.sync()]:
         progress.print(f"✓ {paths.label(path)}")
 
 
@@ -255,7 +255,7 @@ def trace(
 
 @commands.command()
 def results(as_json: AsJson = False) -> None:
-    """Write RESULTS.md, results.tex and README's numbers from the results on disk; show claims."""
+    """Write RESULTS.md, results.tex and the numbers in the pages from the results; show claims."""
     from dataclasses import asdict
 
     from foredraft.repro import readme

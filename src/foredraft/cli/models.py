@@ -106,7 +106,7 @@ def generate(  # noqa: PLR0913 - one option a knob
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Neither colours nor marks.")] = False,
 ) -> None:
-    """Continue a text, shown as it is made: what was accepted, recovered or a bonus, told apart."""
+    """Continue a text, shown as it is made, coloured by accepted, recovered and bonus tokens."""
     import torch
 
     import foredraft as fd

@@ -284,7 +284,8 @@ def reproduce(
     """Compute articles again, whatever the digests say, and compare with what is committed.
 
     If it is stopped, what was done until then counts. Afterwards dvc.lock, RESULTS.md and the
-    README's numbers are those of the new results; what hindered that is the report's `trouble`.
+    numbers in README.md and docs are those of the new results; what hindered that is the report's
+    `trouble`.
     """
     before = {each.slug: baseline(each) for each in articles}
     lying, edited = _written(), set(git.changed_files())
