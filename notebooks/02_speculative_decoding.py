@@ -25,7 +25,7 @@
 #
 # *Needs*: nothing but this repository. *Takes*: about two minutes on two cores. *The code*:
 # `foredraft.decoding` (`draft`, `verify`, `loop`, `theory`); the tables below are made in
-# `foredraft.experiments`, `nine_words` and `speculative_decoding`. With `profile="smollm2"` the same cells run the article's own pair of models, where
+# `foredraft.articles.speculative_decoding`. With `profile="smollm2"` the same cells run the article's own pair of models, where
 # their weights can be had.
 
 # %% tags=["parameters"]

@@ -25,8 +25,8 @@
 # tried up to 1,000 plans by wall clock, and ended at 0.81 times the speed of plain decoding.
 #
 # *Needs*: nothing but this repository. *Takes*: about five minutes on two cores. *The code*: `foredraft.search`
-# (`rehearsal`, `objective`, `space`, `bayes`, `baselines`), `foredraft.decoding.exit`; the tables below are made in
-# `foredraft.experiments` (`self_speculation`, `plan_search`, `search_race`).
+# (`teacher_forced`, `predict`, `space`, `bayes`, `baselines`, `find`), `foredraft.decoding.exit`; the tables below are made in
+# `foredraft.articles.self_speculation`.
 
 # %% tags=["parameters"]
 profile = None  # "pocket", "smoke", "gemma2-9b"; None: what params.yaml says

@@ -22,7 +22,7 @@
 # This article answers it on recorded texts, on which every policy there is can be replayed, and then asks the clock.
 #
 # *Needs*: nothing but this repository. *Takes*: about three minutes on two cores. *The code*: `foredraft.decoding` (`signal`, `gate`,
-# `gain`, `replay`); the tables below are made in `foredraft.experiments` (`confidence_gating`, `gating_policies`, `gating_chances`).
+# `expected_gain`, `recording`, `replay`); the tables below are made in `foredraft.articles.confidence_gating`.
 
 # %% tags=["parameters"]
 profile = None  # "pocket", "smoke", "gemma2-9b"; None: what params.yaml says

@@ -22,8 +22,7 @@
 # built from its parts, each held against `transformers` as it appears; then trained on docstrings, and asked to find the function that a docstring describes.
 #
 # *Needs*: nothing but this repository (and, for trained weights of some size, the small package that `make setup` installs with it). *Takes*: about three minutes on two cores.
-# *The code*: `foredraft.models` (`bert`, `padding`, `fused`), `foredraft.training` (`mlm`, `pretrain_bert`, `sentences`); the tables below are made in
-# `foredraft.experiments` (`bert` and `bert_…`).
+# *The code*: `foredraft.models.bert` and `foredraft.training.bert`; the tables below are made in `foredraft.articles.bert`.
 
 # %% tags=["parameters"]
 profile = None  # "pocket", "smoke", "bert-base"; None: what params.yaml says

@@ -93,7 +93,7 @@ class OwnPrompt:
     chat: bool = False
 
 
-Prompt = TypeVar("Prompt", CodePrompt, ChatPrompt, OwnPrompt)
+AnyPrompt = TypeVar("AnyPrompt", CodePrompt, ChatPrompt, OwnPrompt)
 Chosen = TypeVar("Chosen", CodePrompt, ChatPrompt)
 
 
@@ -133,7 +133,7 @@ def own_prompts(name: str) -> list[OwnPrompt]:
     return found
 
 
-def _read(path: Path, kind: type[Prompt]) -> list[Prompt]:
+def _read(path: Path, kind: type[AnyPrompt]) -> list[AnyPrompt]:
     adapter, prompts = TypeAdapter(kind), []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedTokenizerBase
 
 import foredraft as fd
@@ -331,6 +332,24 @@ def spread_out(n: int = 60) -> pd.DataFrame:
     table = pd.DataFrame({"text": np.arange(n) % 6, "kind": "one", "accepted": sure > 0.5})
     table["confidence"] = table["margin"] = table["draft_confidence"] = sure
     return table.assign(entropy=1 - sure)
+
+
+@pytest.mark.parametrize("digits", [1, 6])
+def test_the_auc_is_scikit_learn_s_with_ties_and_without(digits):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "text": rng.integers(0, 6, 300),
+            "kind": "code",
+            "accepted": rng.random(300) < 0.4,
+            **{name: rng.random(300).round(digits) for name in ("confidence", "margin", "entropy")},
+            "draft_confidence": math.nan,
+        }
+    )
+    found = signals.discrimination(table, resamples=2).query("kind == 'all'").set_index("signal")
+    for name, auc in found["auc"].items():
+        score = -table[name] if name == "entropy" else table[name]
+        assert auc == pytest.approx(roc_auc_score(table["accepted"], score), abs=1e-12)
 
 
 def test_a_signal_that_tells_everything_has_an_auc_of_one_whatever_its_direction():

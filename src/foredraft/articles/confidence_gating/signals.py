@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 
 from foredraft.analysis.statistics import matrix, numbers, wilson
 from foredraft.decoding.signal import SIGNALS
@@ -18,9 +18,9 @@ def reliability(table: pd.DataFrame, signal: str, bins: int = 10) -> pd.DataFram
     binned = pd.qcut(table[signal], bins, labels=False, duplicates="drop")
     rows = []
     for _, part in table.groupby(binned):
-        n, stood = len(part), int(numbers(part, "accepted").sum())
-        low, high = wilson(stood / n, n)
-        row = {"signal": signal, "value": part[signal].mean(), "share": stood / n, "n": n}
+        n, n_accepted = len(part), int(numbers(part, "accepted").sum())
+        low, high = wilson(n_accepted / n, n)
+        row = {"signal": signal, "value": part[signal].mean(), "share": n_accepted / n, "n": n}
         rows.append({**row, "low": low, "high": high})
     return pd.DataFrame(rows)
 
@@ -44,9 +44,13 @@ def discrimination(table: pd.DataFrame, resamples: int = 200) -> pd.DataFrame:
 
 
 def _auc(accepted: np.ndarray, score: np.ndarray) -> float:
-    if accepted.all() or not accepted.any():
+    """Compute the area under the ROC curve from ranks (Mann and Whitney's U over its maximum)."""
+    is_accepted = accepted.astype(bool)
+    n_accepted, n_refused = int(is_accepted.sum()), int((~is_accepted).sum())
+    if not n_accepted or not n_refused:
         return float("nan")
-    return float(roc_auc_score(accepted, score))
+    above = float(rankdata(score)[is_accepted].sum()) - n_accepted * (n_accepted + 1) / 2
+    return above / (n_accepted * n_refused)
 
 
 def _auc_error(part: pd.DataFrame, name: str, sign: int, resamples: int) -> float:
