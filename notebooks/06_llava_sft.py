@@ -21,7 +21,7 @@
 # The article fine-tunes LLaVA-1.5 with TRL's `SFTTrainer` on conversations about photographs; what its author is after are pictures of tables,
 # to be turned into Markdown. Here is the recipe as it is written today, and the task, judged on tables that the model has not seen.
 #
-# *Needs*: nothing but this repository. *Takes*: about nine minutes on two cores. *The code*: `foredraft.training` (`tables`, `conversations`, `answer_labels`, `sft`,
+# *Needs*: nothing but this repository. *Takes*: about nine minutes on two cores. *The code*: `foredraft.training.llava` (`tables`, `conversations`, `answer_labels`, `sft`,
 # `answering`, `table_scores`); the tables below are made in `foredraft.articles.llava_sft.experiment`.
 
 # %% tags=["parameters"]
