@@ -31,7 +31,7 @@ def wilson(mean: float, n: int) -> tuple[float, float]:
 
 
 RESAMPLES = 2000
-"""Bootstrap resamples of the texts."""
+"""Bootstrap resamples of the texts for an interval."""
 
 
 def ratios(frame: pd.DataFrame, by: list[str], top: str, bottom: str) -> pd.DataFrame:
@@ -84,9 +84,13 @@ class Estimate:
             )
 
 
+ERROR_RESAMPLES = 200
+"""Bootstrap resamples for a standard error, which needs fewer than the ends of an interval."""
+
+
 def ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
     """Give Σ above ÷ Σ below over the texts, with the standard error of a bootstrap over them."""
-    picks = np.random.default_rng(0).integers(len(above), size=(RESAMPLES, len(above)))
+    picks = np.random.default_rng(0).integers(len(above), size=(ERROR_RESAMPLES, len(above)))
     resampled = above[picks].sum(1) / below[picks].sum(1)
     return Estimate(float(above.sum() / below.sum()), float(resampled.std(ddof=1)))
 

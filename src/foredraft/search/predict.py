@@ -26,9 +26,6 @@ from foredraft.models.skip import SkipPlan
 from foredraft.sampling import Sampler
 from foredraft.search.teacher_forced import Chances, Rehearsal
 
-RESAMPLES = 200
-"""Bootstrap resamples of the texts, from which standard errors come."""
-
 CostModel = Callable[[SkipPlan], Costs]
 """What the parts of a round cost under a plan, in any one unit of time."""
 

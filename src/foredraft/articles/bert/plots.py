@@ -82,7 +82,6 @@ SPENT: Mapping[str, str] = {"ms": "time", "MB": "peak of memory"}
 COLUMNS, LINE = 100, 0.19
 """Characters in a line of tokens, and its height in inches."""
 
-SMALL: Mapping[str, Any] = {"fontsize": 6, "title_fontsize": 6}
 BARS: Mapping[str, Any] = {"elinewidth": 0.8, "capsize": 1.5}
 """The look of intervals."""
 

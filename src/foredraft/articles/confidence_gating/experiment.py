@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from foredraft.analysis.statistics import numbers, ratio
+from foredraft.analysis.statistics import ERROR_RESAMPLES, numbers, ratio
 from foredraft.articles.confidence_gating.calibration import expected_gain, informed, part_of
 from foredraft.articles.confidence_gating.policies import (
     GATES,
@@ -54,7 +54,6 @@ from foredraft.prompts import Prompt, chat_ids, chat_prompts, code_prompts
 from foredraft.repro.claims import Claim
 from foredraft.repro.params import ConfidenceGating
 from foredraft.sampling import Sampler
-from foredraft.search.predict import RESAMPLES
 from foredraft.types import DTYPES
 
 INSTEAD = "foredraft run confidence_gating -p profile=pocket"
@@ -316,7 +315,7 @@ def _apart(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarr
     Prompts are drawn for both sides at once: what they differ by is no error of the difference.
     """
     n = len(one[0])
-    picks = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    picks = np.random.default_rng(0).integers(n, size=(ERROR_RESAMPLES, n))
     means = [tokens[picks].sum(1) / rounds[picks].sum(1) for tokens, rounds in (one, other)]
     return float((means[0] - means[1]).std(ddof=1))
 

@@ -76,7 +76,6 @@ HALF = 1.96
 ARTICLES_OWN = 0.5
 """The article's threshold."""
 
-SMALL: Mapping[str, Any] = {"fontsize": 6, "title_fontsize": 6}
 
 GAIN = FuncFormatter(lambda gain, _: f"{gain - 1:+.0%}")
 

@@ -56,7 +56,6 @@ CHANGES: Mapping[str, tuple[str, str]] = {
 }
 """The colour and hatch of what became of a character."""
 
-SMALL: Mapping[str, Any] = {"fontsize": 6, "title_fontsize": 6}
 EDGE: Mapping[str, Any] = {"edgecolor": "white", "linewidth": 0}
 """A bar's: what its hatch is drawn in."""
 

@@ -40,8 +40,6 @@ PARTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E
 HATCHES = ("", "//", "..", "xx", "\\\\", "--", "", "oo")
 """Colour and hatch of each operation; they repeat in another pairing."""
 
-SMALL: Mapping[str, Any] = {"fontsize": 6.5, "title_fontsize": 6.5}
-
 
 @figures.drawing
 def instances(table: pd.DataFrame) -> Figure:
