@@ -1,13 +1,13 @@
 """What an edit costs: planted in a copy of the repository, and DVC asked what it makes stale."""
 
-import json
 import os
 import shutil
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from foredraft import paths
 from foredraft.registry import ARTICLES
@@ -51,83 +51,76 @@ def replace(path: Path, before: str, after: str) -> None:
     path.write_text(text.replace(before, after), encoding="utf-8")
 
 
-def dvc(root: Path, *words: str) -> str:
-    environment = {
-        **os.environ,
-        "DVC_NO_ANALYTICS": "1",
-        "DVC_SITE_CACHE_DIR": str(root / ".site"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    command = [str(Path(sys.executable).with_name("dvc")), *words]
-    done = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def stages_run(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[str]]:
+    """Find the stages that `dvc repro` would run: the code's, then those that its lines stale."""
+    programs = Path(sys.executable).parent
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(repository / ".site"))
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(repository)
+
+    def run() -> set[str]:
+        with Repo(str(repository)) as before:
+            first = set(before.status())
+            assert first <= {"code"}, "before it runs, an edit makes nothing else stale"
+            before.reproduce("code")
+        with Repo(str(repository)) as after:
+            return first | set(after.status())
+
+    return run
 
 
-def stale(root: Path) -> set[str]:
-    return set(json.loads(dvc(root, "status", "--json")))
+def test_nothing_runs_where_nothing_was_edited(repository, stages_run):
+    assert stages_run() == set()
 
 
-def stages_run(root: Path) -> set[str]:
-    """The stages that `dvc repro` would run: first the code's, then what its lines make stale."""
-    first = stale(root)
-    assert first <= {"code"}, "before it runs, an edit makes nothing else stale"
-    dvc(root, "repro", "code")
-    return first | stale(root)
-
-
-def test_nothing_runs_where_nothing_was_edited(repository):
-    assert stages_run(repository) == set()
-
-
-def test_a_comment_and_a_docstring_run_the_code_s_stage_alone(repository):
+def test_a_comment_and_a_docstring_run_the_code_s_stage_alone(repository, stages_run):
     path = repository / "src" / "foredraft" / "sampling.py"
     path.write_text(path.read_text().replace('"""', '"""Edited. ', 1))
     with path.open("a") as file:
         file.write("\n# One more comment.\n")
-    assert stages_run(repository) == {"code"}
+    assert stages_run() == {"code"}
 
 
-def test_a_function_that_no_article_reaches_runs_the_code_s_stage_alone(repository):
+def test_a_function_that_no_article_reaches_runs_the_code_s_stage_alone(repository, stages_run):
     path = repository / "src" / "foredraft" / "cli" / "app.py"
     replace(path, "def main() -> None:", "def main() -> None:\n    print('edited')\n    ")
     with (repository / "src" / "foredraft" / "sampling.py").open("a") as file:
         file.write("\n\ndef reached_by_none() -> int:\n    return 1\n")
-    assert stages_run(repository) == {"code"}
+    assert stages_run() == {"code"}
 
 
-def test_a_function_that_one_article_reaches_runs_that_article(repository):
+def test_a_function_that_one_article_reaches_runs_that_article(repository, stages_run):
     path = repository / "src" / "foredraft" / "training" / "llava" / "tables.py"
     replace(path, "\n\ndef ", "\nEDITED = 1\n\n\ndef ")
     text = path.read_text(encoding="utf-8")
     name = next(line for line in text.splitlines() if line.startswith("class "))
     replace(path, name, f"{name}\n    edited = 1\n")
-    assert stages_run(repository) == {"code", "llava_sft"}
+    assert stages_run() == {"code", "llava_sft"}
 
 
-def test_a_function_that_all_articles_reach_runs_them_all(repository):
+def test_a_function_that_all_articles_reach_runs_them_all(repository, stages_run):
     path = repository / "src" / "foredraft" / "files.py"
     replace(
         path,
         "path.parent.mkdir(parents=True, exist_ok=True)",
         "path.parent.mkdir(0o777, True, True)",
     )
-    assert stages_run(repository) == {"code", "results"} | EVERY
+    assert stages_run() == {"code", "results"} | EVERY
 
 
-def test_a_shared_module_that_is_renamed_runs_the_code_s_stage_alone(repository):
+def test_a_shared_module_that_is_renamed_runs_the_code_s_stage_alone(repository, stages_run):
     folder = repository / "src" / "foredraft"
     (folder / "errors.py").rename(folder / "unknown_names.py")
     for path in folder.rglob("*.py"):
         if "foredraft.errors" in path.read_text(encoding="utf-8"):
             replace(path, "foredraft.errors", "foredraft.unknown_names")
-    assert stages_run(repository) == {"code"}
+    assert stages_run() == {"code"}
 
 
-def test_the_prose_of_a_notebook_runs_its_article_alone(repository):
+def test_the_prose_of_a_notebook_runs_its_article_alone(repository, stages_run):
     path = repository / "notebooks" / f"{ARTICLES[0].stem}.py"
     with path.open("a") as file:
         file.write("\n# %% [markdown]\n# One more sentence.\n")
-    assert stages_run(repository) == {"code", ARTICLES[0].slug}
+    assert stages_run() == {"code", ARTICLES[0].slug}
