@@ -17,8 +17,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for each in (articles, models, measure):
-    app.add_typer(each.commands)
+app.add_typer(articles.commands)
+app.add_typer(models.commands)
+app.add_typer(measure.commands)
 
 
 def main() -> None:
