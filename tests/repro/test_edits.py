@@ -12,6 +12,8 @@ from dvc.repo import Repo
 from foredraft import paths
 from foredraft.registry import ARTICLES
 
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # of DVC's own
+
 EDITED = ("src", "kernels", "notebooks", ".dvc")
 """Copied, since edits are planted there; what is only read is linked."""
 READ = ("data", "figures")

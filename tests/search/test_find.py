@@ -425,7 +425,7 @@ def test_a_search_is_kept_elsewhere_when_a_source_or_the_weights_change(monkeypa
         )
         folders.append(plan_search._folder("tiny", settings(), 1.0, times=True, batch=1))
 
-    for source in ("", "rehearsal", "objective", "bayes", "self_speculation", "self_draft"):
+    for source in ("", "teacher_forced", "predict", "bayes", "measured_costs", "self_draft"):
         named(source)
     (tmp_path / "tiny").mkdir()
     for weights in (b"one", b"other"):
