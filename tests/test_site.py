@@ -213,7 +213,7 @@ def test_no_page_is_wider_than_the_window_on_a_phone_or_a_desk(site, page):
     def by_size(folder: str) -> list[Path]:
         return sorted(site.glob(f"{folder}/**/*.html"), key=lambda each: each.stat().st_size)
 
-    sources, modules = by_size("_modules"), by_size(reference.FOLDER)
+    sources, modules = by_size("_modules"), by_size("reference")
     others = [each for each in every_page(site) if each not in {*sources, *modules}]
     pages = [*others, *modules[-10:], sources[-1]]
     wide = []
