@@ -1,4 +1,4 @@
-"""How far drafts are accepted, with intervals over texts; and the logits of texts that stand."""
+"""How far drafts are accepted, with intervals over texts; and the logits of given texts."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The nine words after which every article asks what comes next."""
+"""The nine words with their logits on which articles 01 and 02 show exact distributions."""
 
 NINE_WORDS = ("mat", "floor", "sofa", "chair", "roof", "moon", "table", "idea", "seven")
 

@@ -1,4 +1,4 @@
-"""Means, ratios and their uncertainty: Wilson intervals, bootstrap over texts, jackknife."""
+"""Means, ratios and their uncertainty: Wilson intervals and the bootstrap over texts."""
 
 import math
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
-"""What a skip plan is worth, foretold without decoding: tokens a round, and the speed-up.
+"""Predict what a skip plan is worth without decoding: tokens per round, and the speed-up.
 
-Along rehearsed text the rounds of speculative decoding are a renewal process. A round that starts
-after new token a drafts up to γ tokens, of which the first n stand, and the next one starts after
-token a + n + 1. The chances of each n are known (`rehearsal`), so r_a, the chance that a round
-starts after token a, follows from those before it, and the expected rounds of the text are Σ r_a.
-That is not the same as to take each place for as likely a start as any other: rounds start more
-often after rejections, where drafts go on to be bad.
+Along a text that the target wrote, the rounds of speculative decoding are a renewal process. A
+round that starts after new token a drafts up to γ tokens, of which the first n are accepted, and
+the next one starts after token a + n + 1. The chances of each n are known (`teacher_forced`), so
+r_a, the chance that a round starts after token a, follows from those before it, and the expected
+rounds of the text are Σ r_a. That is not the same as to take each position for as likely a start
+as any other: rounds start more often after rejections, where drafts go on to be bad.
 
 What a round that starts after a yields is 1 + Σ_k P(k − 1 drafts stand) · β_k: the chance that the
 k-th stands too is averaged over what the target might have said there, which has less noise than

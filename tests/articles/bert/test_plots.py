@@ -8,8 +8,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from foredraft.articles.bert import plots as draw
-from foredraft.viz import figures
-from tests.redrawn import assert_drawn_again
+from tests.drawn import assert_drawn_again, assert_within_its_page
 
 ARMS = {
     "words": "TF-IDF of words",
@@ -142,14 +141,7 @@ DRAWN = {
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_figure_and_its_title_lie_within_the_page(name):
-    figure = DRAWN[name]()
-    figure.draw_without_rendering()
-    page, drawn = figure.bbox_inches, figure.get_tightbbox()
-    assert figure.get_figwidth() <= figures.DOUBLE
-    assert min(drawn.x0, drawn.y0) >= -0.01
-    assert drawn.x1 <= page.width + 0.01
-    assert drawn.y1 <= page.height + 0.01
-    assert title(figure)
+    assert_within_its_page(DRAWN[name]())
 
 
 @pytest.mark.parametrize("name", DRAWN)

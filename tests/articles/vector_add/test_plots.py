@@ -5,8 +5,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from foredraft.articles.vector_add import plots as draw
-from foredraft.viz import figures
-from tests.redrawn import assert_drawn_again
+from tests.drawn import assert_drawn_again, assert_within_its_page
 
 CARDS = ("A100", "H100")
 
@@ -123,13 +122,7 @@ DRAWN = {
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_figure_and_its_title_lie_within_the_page(name):
-    figure = DRAWN[name]()
-    figure.draw_without_rendering()
-    page, drawn = figure.bbox_inches, figure.get_tightbbox()
-    assert figure.get_figwidth() <= figures.DOUBLE
-    assert min(drawn.x0, drawn.y0) >= -0.01
-    assert drawn.x1 <= page.width + 0.01
-    assert drawn.y1 <= page.height + 0.01
+    assert_within_its_page(DRAWN[name]())
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -1,7 +1,7 @@
 """Article 07: BERT, from its parts to what it is good for.
 
-Here are the weights that are looked at, what their heads attend to, what they guess, and what may
-be cited; `bert_parity`, `bert_masking`, `bert_learning` and `bert_search` hold the other tables.
+Here are the weights that are looked at, what their heads attend to, what they predict, and what may
+be cited; `parity`, `masking`, `learning` and `retrieval` hold the other tables.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""The plans that article 03 tries: single branches, pairs, exits, thirds."""
+"""The plans that article 03 tries: single branches, several at once, triples of layers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

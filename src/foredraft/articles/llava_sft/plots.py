@@ -1,4 +1,4 @@
-"""The figures of article 06 that are drawn from its numbers; single tables: `table_pictures`."""
+"""The figures of article 06 that are drawn from its numbers; single tables: `table_plots`."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Article 04: is there a plan that makes drafting for oneself a gain, and why was there none?
 
-Plans are foretold from text (`foredraft.search`), searched and timed in `plan_search`; here what is
-foretold is held against decoding, and the article's own figures against theory.
+Plans are scored on text (`foredraft.search`), and searched and timed in `search.find`. Here these
+predictions are compared with decoding; `original` compares the original post's run with theory.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
